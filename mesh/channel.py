@@ -1,0 +1,24 @@
+"""One long-lived gRPC channel per destination, with keepalive that also pings quiet streams."""
+
+import grpc
+
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Without this, pings stop after two without data and a half-open stream is never noticed.
+    ("grpc.http2.max_pings_without_data", 0),
+    # Reconnect soon after a restart: the default backs off to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # The mesh decides itself what may be repeated; grpc's transparent retries stay.
+    ("grpc.enable_retries", 0),
+    # Proxies from the environment are not for calls inside the mesh.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """A channel to host:port. It connects when first used and reconnects by itself."""
+    return grpc.aio.insecure_channel(target, options=_OPTIONS)

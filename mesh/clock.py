@@ -1,0 +1,29 @@
+"""The only place that reads a clock. Everything else takes `now`, in milliseconds of wall time."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Wall time in milliseconds since 1970."""
+
+    def now_ms(self) -> int: ...
+
+
+class SystemClock:
+    """Wall time as it was at the start, carried on by the monotonic clock.
+
+    A correction of the system clock while the process runs moves no deadline and turns no register
+    back; timestamps stay off by that much until the next start.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def now_ms(self) -> int:
+        return (time.monotonic_ns() + self._offset_ns) // 1_000_000
+
+
+def seconds() -> float:
+    """Monotonic seconds, for durations only."""
+    return time.monotonic()

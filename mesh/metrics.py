@@ -1,0 +1,75 @@
+"""Metrics that every gRPC server has, and how a process shows its metrics.
+
+A process has one registry, made in its `__main__`; each metric is declared once, in the metrics module
+of the package that owns it.
+"""
+
+import socket
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+from mesh.settings import StartupError
+
+# From a loopback hop to a call that waits for its deadline.
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry with what Prometheus' own libraries say of a process: CPU, memory, sockets, garbage collection."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+class GrpcServerMetrics:
+    """Rate, errors and duration of every RPC that this process serves."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("grpc_service", "grpc_method")
+        self.handled = Counter(
+            "grpc_server_handled", "RPCs that ended, by status code.", (*labels, "grpc_code"), registry=registry
+        )
+        self.handling = Histogram(
+            "grpc_server_handling_seconds",
+            "Duration of unary calls; a stream lasts as long as it is watched.",
+            labels,
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+
+    def observe(self, method: str, code: str, seconds: float | None) -> None:
+        """Counts one RPC that ended; `method` is `/package.Service/Method`."""
+        service, _, name = method.lstrip("/").partition("/")
+        self.handled.labels(service, name, code).inc()
+        if seconds is not None:
+            self.handling.labels(service, name).observe(seconds)
+
+
+class MetricsPage:
+    """Serves /metrics of a registry until closed. StartupError when the port is taken."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        try:
+            self._server: WSGIServer
+            self._thread: Thread
+            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        except (OSError, socket.gaierror) as error:
+            raise StartupError(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from None
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,60 @@
+"""One gRPC server of the mesh: health, reflection, keepalive, and a stop that finishes what is in flight."""
+
+from collections.abc import Callable, Sequence
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mesh.interceptors import Calls
+from mesh.metrics import GrpcServerMetrics
+from mesh.settings import StartupError
+
+# Health service name that answers while the process turns its event loop, also when it takes no calls.
+LIVENESS = "liveness"
+
+_OPTIONS = (
+    # Two servers on one port would share its calls silently.
+    ("grpc.so_reuseport", 0),
+    # Clients ping quiet streams (mesh.channel): allow it.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class Server:
+    """A started server. `port` is the real one when 0 was asked for."""
+
+    def __init__(self, server: grpc.aio.Server, servicer: health.aio.HealthServicer, port: int) -> None:
+        self._server = server
+        self._health = servicer
+        self.port = port
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Health first, so that callers look elsewhere; then refuses new calls and lets the others finish."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_seconds)
+
+
+async def start_server(
+    host: str,
+    port: int,
+    metrics: GrpcServerMetrics,
+    services: Sequence[str],
+    register: Callable[[grpc.aio.Server], None],
+) -> Server:
+    """Starts a server with `services` (full names) that `register` adds. StartupError when the port is taken."""
+    server = grpc.aio.server(interceptors=[Calls(metrics)], options=_OPTIONS)
+    register(server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        raise StartupError(f"cannot listen on {host}:{port}: the port is in use or not ours to take") from None
+    await server.start()
+    for service in ("", LIVENESS, *services):
+        await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+    return Server(server, servicer, bound)

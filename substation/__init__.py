@@ -1,0 +1,1 @@
+"""One substation: charges the cars that are plugged in, under a limit that it holds by itself."""
