@@ -11,7 +11,7 @@ _OPTIONS = (
     # Reconnect soon after a restart: the default backs off to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # The mesh decides itself what may be repeated; grpc's transparent retries stay.
     ("grpc.enable_retries", 0),
     # Proxies from the environment are not for calls inside the mesh.

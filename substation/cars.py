@@ -1,0 +1,186 @@
+"""Simulated cars: they obey late, draw a little less than offered, taper near full, and stop when a lease lapses.
+
+Pure, on the same clock as the station. Their draw is constant between events, so the register is exact.
+A car's character comes from its session id: the same after a restart.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import Random
+
+from mesh.units import JOULES_PER_KWH
+from substation.sessions import Offer
+
+# Of charging: how long a car may take to act on an offer.
+OBEDIENCE_S = 5.0
+# A car that charges until full: below this share of its need left it takes at most that share of its power.
+_TAPER = ((0.03, 0.25), (0.10, 0.50))
+_NEED_KWH = (8.0, 40.0)
+_EFFICIENCY = (0.97, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The car acts on this offer from now on."""
+
+    session_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The meter: power in watts, register in millijoules since plug-in."""
+
+    session_id: str
+    power_w: int
+    register_mj: int
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """The car wants no more."""
+
+    session_id: str
+
+
+CarEvent = Confirmed | Reading | Full
+
+
+@dataclass(frozen=True, slots=True)
+class Plugged:
+    """A car at its plug, new or found again after a restart. `need_mj` None: until full."""
+
+    session_id: str
+    max_w: int
+    need_mj: int | None
+    leaves_ms: int | None
+    # As of `at_ms`, and under a lease that it still holds: 0 for a new one.
+    at_ms: int
+    register_mj: int = 0
+    power_w: int = 0
+    held_w: int = 0
+    lease_until_ms: int = 0
+
+
+@dataclass(slots=True)
+class _Car:
+    plugged: Plugged
+    need_mj: int
+    efficiency: float
+    rng: Random
+    at_ms: int
+    register_mj: int
+    power_w: int
+    grant_w: int
+    lease_until_ms: int
+    seen: int = 0
+    # Offers it has not acted on yet, with when it will.
+    waiting: list[tuple[int, Offer]] = field(default_factory=list)
+
+    def ceiling_w(self) -> int:
+        """What it takes when offered enough: less near full."""
+        if self.plugged.need_mj is not None:
+            return self.plugged.max_w
+        left = (self.need_mj - self.register_mj) / self.need_mj
+        return round(self.plugged.max_w * next((share for below, share in _TAPER if left <= below), 1.0))
+
+    def wants_w(self) -> int:
+        if self.register_mj >= self.need_mj or self.at_ms >= self.lease_until_ms or self.gone():
+            return 0
+        return int(min(self.grant_w * self.efficiency, self.ceiling_w()))
+
+    def gone(self) -> bool:
+        return self.plugged.leaves_ms is not None and self.at_ms >= self.plugged.leaves_ms
+
+    def marks_mj(self) -> Iterable[int]:
+        """Registers at which its draw changes by itself."""
+        if self.plugged.need_mj is None:
+            yield from (int(self.need_mj * (1 - below)) + 1 for below, _ in _TAPER)
+        yield self.need_mj
+
+    def next_event(self, scale: int) -> int | None:
+        times = [at for at, _ in self.waiting]
+        if self.power_w > 0:
+            ahead = min((mark for mark in self.marks_mj() if mark > self.register_mj), default=self.need_mj)
+            times += [self.at_ms - (self.register_mj - ahead) // (self.power_w * scale), self.lease_until_ms]
+            times += [self.plugged.leaves_ms] if self.plugged.leaves_ms is not None else []
+        return min(times, default=None)
+
+    def pass_to(self, now: int, scale: int) -> None:
+        drawn = self.power_w * max(0, now - self.at_ms) * scale
+        self.register_mj = min(self.register_mj + drawn, max(self.need_mj, self.register_mj))
+        self.at_ms = max(self.at_ms, now)
+
+
+class SimulatedCars:
+    """All cars of one substation."""
+
+    def __init__(self, scale: int, obedience_s: float = OBEDIENCE_S) -> None:
+        self._scale = scale
+        self._obedience_ms = obedience_s * 1000 / scale
+        self._cars: dict[str, _Car] = {}
+
+    def plug_in(self, plugged: Plugged) -> None:
+        """A car is there; it draws nothing until offered, but for what it still holds after a restart."""
+        rng = Random(plugged.session_id)  # noqa: S311 - a car's character, not a secret
+        need_kwh = rng.uniform(*_NEED_KWH)
+        self._cars[plugged.session_id] = _Car(
+            plugged,
+            need_mj=round(need_kwh * JOULES_PER_KWH) * 1000 if plugged.need_mj is None else plugged.need_mj,
+            efficiency=rng.uniform(*_EFFICIENCY),
+            rng=rng,
+            at_ms=plugged.at_ms,
+            register_mj=plugged.register_mj,
+            power_w=plugged.power_w,
+            grant_w=plugged.held_w,
+            lease_until_ms=plugged.lease_until_ms,
+        )
+
+    def offer(self, session_id: str, offer: Offer, now: int) -> None:
+        """The car will act on it within its obedience time; at once when nothing changes but the lease."""
+        car = self._cars.get(session_id)
+        if car is None or offer.number <= car.seen:
+            return
+        car.seen = offer.number
+        renewal = offer.power_w == car.grant_w and now < car.lease_until_ms and not car.waiting
+        delay = 0 if renewal else round(car.rng.uniform(0, self._obedience_ms))
+        due = max([now + delay, *(at for at, _ in car.waiting)])
+        car.waiting.append((due, offer))
+
+    def open(self, session_id: str) -> None:
+        """The contactor opens and the car is forgotten: nothing more is drawn."""
+        self._cars.pop(session_id, None)
+
+    def advance(self, now: int) -> list[CarEvent]:
+        """What the cars did up to `now`, in order for each car."""
+        events: list[CarEvent] = []
+        for car in self._cars.values():
+            while (at := car.next_event(self._scale)) is not None and at <= now:
+                events += self._step(car, at)
+            car.pass_to(now, self._scale)
+        return events
+
+    def next_event(self) -> int | None:
+        """When a car does something next, in wall milliseconds."""
+        times = (car.next_event(self._scale) for car in self._cars.values())
+        return min((at for at in times if at is not None), default=None)
+
+    def readings(self) -> list[Reading]:
+        """All meters as of the last advance."""
+        return [Reading(name, car.power_w, car.register_mj) for name, car in self._cars.items()]
+
+    def _step(self, car: _Car, at: int) -> list[CarEvent]:
+        car.pass_to(at, self._scale)
+        events: list[CarEvent] = []
+        name = car.plugged.session_id
+        while car.waiting and car.waiting[0][0] <= at:
+            _, offer = car.waiting.pop(0)
+            car.grant_w, car.lease_until_ms = offer.power_w, offer.valid_until_ms
+            events.append(Confirmed(name, offer.number))
+        wants = car.wants_w()
+        if wants != car.power_w:
+            car.power_w = wants
+            events.append(Reading(name, wants, car.register_mj))
+            if car.register_mj >= car.need_mj and car.plugged.need_mj is None:
+                events.append(Full(name))
+        return events

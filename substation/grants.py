@@ -1,0 +1,148 @@
+"""Turns shares into grants without ever committing more than the limit.
+
+Power is lowered first, and handed on only once it is confirmed or measured free. After a start or a
+rise of the limit the total rises slowly. Where floors do not all fit, turns are timed here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesh.model import LimitReason, LimitSource
+from substation.sessions import Session, Trigger
+from substation.sharing import Claim, SharingPolicy
+
+# Seconds of charging: how long a turn lasts, and how long the whole limit takes to be ramped up.
+TURN_S = 900
+RAMP_S = 60
+# A car may take 5 s to obey; 5 s after that its power must show it.
+OBEY_MS = 10_000
+# A raise that must wait for others is not handed on in crumbs.
+LEAST_RAISE_W = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be granted now: `cap_w` is the limit, or less while it is ramped up."""
+
+    limit_w: int
+    source: LimitSource
+    cap_w: int
+
+
+class Ramp:
+    """Holds the total back after a start or a rise of the limit: at most limit/60 more per second of charging."""
+
+    def __init__(self, scale: int) -> None:
+        self._scale = scale
+        self._base_w = 0
+        self._since_ms: int | None = None
+
+    def begin(self, base_w: int, now: int) -> None:
+        """From `base_w`, what is committed already."""
+        self._base_w, self._since_ms = base_w, now
+
+    def cap_w(self, limit_w: int, now: int) -> int:
+        """What may be granted in total. Never above the limit."""
+        if self._since_ms is None:
+            return limit_w
+        risen = limit_w * (now - self._since_ms) * self._scale // (RAMP_S * 1000)
+        cap = self._base_w + risen
+        if cap >= limit_w:
+            self._since_ms = None
+        return min(cap, limit_w)
+
+    def next_step(self, now: int) -> int | None:
+        """When it is worth sharing again; None when nothing is held back."""
+        return None if self._since_ms is None else now + max(50, 1000 // self._scale)
+
+
+class Turns:
+    """When those who have power have had their turn. Runs only while somebody waits for one."""
+
+    def __init__(self, scale: int) -> None:
+        self._turn_ms = max(1, TURN_S * 1000 // scale)
+        self.ends_ms: int | None = None
+
+    def over(self, now: int) -> bool:
+        return self.ends_ms is not None and self.ends_ms <= now
+
+    def update(self, now: int, waiting: bool) -> None:
+        """After sharing: starts, restarts or stops the clock."""
+        if not waiting:
+            self.ends_ms = None
+        elif self.ends_ms is None or self.over(now):
+            self.ends_ms = now + self._turn_ms
+
+
+def claim(session: Session, now: int) -> Claim:
+    """What a session wants of the power: all its car can take, or what the car showed that it takes."""
+    floor_w, max_w = session.charge.floor_w, session.charge.max_w
+    if session.draws_at_most_w is not None:
+        max_w = max(floor_w, min(max_w, session.draws_at_most_w))
+    on = session.granted_w > 0
+    return Claim(session.session_id, floor_w, max_w, on, now if on else session.last_on_ms, session.started_ms)
+
+
+def shares(policy: SharingPolicy, active: Sequence[Session], budget: Budget, turns: Turns, now: int) -> dict[str, int]:
+    """Watts per session as they should be. Advances the turns."""
+    claims = [claim(session, now) for session in active]
+    targets = policy.share(claims, budget.cap_w, turns.over(now))
+    turns.update(now, any(targets[c.session_id] == 0 and c.floor_w <= budget.cap_w for c in claims))
+    return targets
+
+
+def lower(active: Sequence[Session], targets: dict[str, int], now: int) -> list[Session]:
+    """Lowers every grant that is above its share, at once, and returns those sessions."""
+    lowered = [session for session in active if targets[session.session_id] < session.granted_w]
+    for session in lowered:
+        session.granted_w = targets[session.session_id]
+        session.undrawn_since_ms = None
+        if session.granted_w == 0:
+            session.last_on_ms = now
+            session.move(Trigger.SUSPEND)
+        if disobeys(session) and session.obey_by_ms is None:
+            session.obey_by_ms = now + OBEY_MS
+    return lowered
+
+
+def raise_(active: Sequence[Session], targets: dict[str, int], free_w: int) -> list[Session]:
+    """Raises grants towards their shares as far as `free_w` that nobody holds goes; the smallest first."""
+    rising = [session for session in active if targets[session.session_id] > session.granted_w]
+    raised = []
+    for session in sorted(rising, key=lambda s: (s.granted_w, s.last_on_ms, s.session_id)):
+        target = targets[session.session_id]
+        # What it still holds of an earlier grant is committed anyway.
+        power = min(target, session.committed_w + free_w)
+        if power < session.charge.floor_w or (power < target and power - session.granted_w < LEAST_RAISE_W):
+            continue
+        free_w -= max(0, power - session.committed_w)
+        if session.granted_w == 0:
+            session.move(Trigger.GRANT)
+        session.granted_w = power
+        session.undrawn_since_ms = None
+        raised.append(session)
+    return raised
+
+
+def disobeys(session: Session) -> bool:
+    """Draws clearly more than granted; 5 % and 100 W are a meter's tolerance."""
+    return session.measured_w > session.granted_w * 105 // 100 + 100
+
+
+def explain(session: Session, target_w: int, budget: Budget) -> None:
+    """Says why the grant is below what the car can take, and for an operator's limit whose."""
+    session.limit_reason = _reason(session, target_w, budget)
+    cut = session.limit_reason is LimitReason.LIMIT_CUT
+    session.limit_source = budget.source if cut else LimitSource.UNSPECIFIED
+
+
+def _reason(session: Session, target_w: int, budget: Budget) -> LimitReason:
+    if session.granted_w >= session.charge.max_w:
+        return LimitReason.UNSPECIFIED
+    if session.draws_at_most_w is not None and session.granted_w >= session.draws_at_most_w:
+        return LimitReason.UNDRAWN
+    if budget.source is not LimitSource.UNSPECIFIED:
+        return LimitReason.LIMIT_CUT
+    if target_w > session.granted_w or budget.cap_w < budget.limit_w:
+        return LimitReason.RAMP
+    return LimitReason.SHARED if target_w else LimitReason.WAITING_TURN

@@ -1,0 +1,101 @@
+"""The substation's metrics, each declared here once. Gauges are read from the last report at scrape time."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mesh.model import LimitSource, StopReason
+from substation.sessions import Session
+
+if TYPE_CHECKING:
+    from substation.engine import Engine
+
+_COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_COMPLIANCE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0)
+
+
+class SubstationMetrics:
+    """What is counted as it happens."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self.sessions = Counter(
+            "substation_sessions",
+            "Sessions admitted, refused (by reason) and ended (by stop reason).",
+            ("outcome", "reason"),
+            registry=registry,
+        )
+        self.commit = Histogram(
+            "substation_ledger_commit_seconds",
+            "Duration of one group commit of the ledger.",
+            buckets=_COMMIT_BUCKETS,
+            registry=registry,
+        )
+        self.compliance = Histogram(
+            "substation_limit_compliance_seconds",
+            "From a cut of the limit until committed power was back under it.",
+            buckets=_COMPLIANCE_BUCKETS,
+            registry=registry,
+        )
+        self.sessions.labels("admitted", "")
+        for reason in StopReason:
+            if reason:
+                self.sessions.labels("ended", reason.name)
+
+    def count_ended(self, sessions: Iterable[Session]) -> None:
+        """Counts endings that became durable."""
+        for session in sessions:
+            self.sessions.labels("ended", session.stop_reason.name).inc()
+
+    def show(self, engine: "Engine") -> None:
+        """Adds the gauges that are read from the engine."""
+        self._registry.register(_Gauges(engine))
+
+
+class _Gauges(Collector):
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._engine.report()
+        load = report.load
+        watts: tuple[tuple[str, str, Callable[[], int]], ...] = (
+            ("rated", "Rated power.", lambda: load.rated_w),
+            ("demand", "Sum of the max power of the active sessions.", lambda: load.demand_w),
+            ("required", "Power that brings every session its energy by its departure.", lambda: load.required_w),
+            ("committed", "Sum of max(granted, held, measured) over the sessions.", lambda: load.committed_w),
+            ("granted", "Sum of the grants.", lambda: load.granted_w),
+            ("measured", "Sum of what the cars draw.", lambda: load.measured_w),
+        )
+        for name, text, value in watts:
+            yield _gauge(f"substation_{name}_watts", text, value())
+        yield _gauge("substation_active_sessions", "Sessions that want energy.", load.active_sessions)
+        yield _gauge("substation_time_scale", "Seconds of charging that pass in one second.", report.time_scale)
+        yield self._limits(load.limit_w, load.limit_source)
+        yield _counter(
+            "substation_over_limit_seconds",
+            "Committed or measured power over the limit, outside the obedience time of a cut.",
+            load.over_limit_ms / 1000,
+        )
+        yield _counter(
+            "substation_energy_delivered_joules", "Energy delivered since the start.", self._engine.delivered_j()
+        )
+
+    @staticmethod
+    def _limits(limit_w: int, source: LimitSource) -> Metric:
+        family = GaugeMetricFamily(
+            "substation_limit_watts", "Limit in force, by whose it is (RATED: the rated power).", labels=["source"]
+        )
+        family.add_metric([source.name if source else "RATED"], limit_w)
+        return family
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)

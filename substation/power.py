@@ -1,0 +1,104 @@
+"""The power of one substation: what may be granted now, who gets it, and how long it was over the limit."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from substation import grants
+from substation.grants import OBEY_MS, Budget, Ramp, Turns
+from substation.limits import Limits
+from substation.sessions import Session
+from substation.sharing import SharingPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What sharing anew changed: grants (to be offered), and what sessions show. `complied_ms` after a cut, once."""
+
+    granted: list[Session]
+    shown: list[Session]
+    complied_ms: int | None
+
+
+class Power:
+    """Shares the power under the limits, and keeps account of it."""
+
+    def __init__(self, policy: SharingPolicy, limits: Limits, scale: int, now: int) -> None:
+        self._policy = policy
+        self.limits = limits
+        self._ramp = Ramp(scale)
+        self._turns = Turns(scale)
+        self._cut_ms: int | None = None
+        # Until then committed power may be over the limit: the cars have their time to obey.
+        self._excused_until_ms = now
+        self._most_w = 0
+        self.over_limit_ms = 0
+        self.budget = self._budget_at(now)
+
+    def recover(self, live: Iterable[Session], now: int) -> None:
+        """After a restart: what cars still hold counts until their leases lapse, and the total rises slowly."""
+        committed = sum(session.committed_w for session in live)
+        self._ramp.begin(min(committed, self.budget.limit_w), now)
+        self._note_cut(committed, self.budget.limit_w + 1, now)
+        self.budget = self._budget_at(now)
+
+    def settle(self, live: Collection[Session], now: int) -> Settled:
+        """Shares the power among the live sessions as they are."""
+        committed = sum(session.committed_w for session in live)
+        before_w = self.budget.limit_w
+        if self.limits.in_force(now)[0] > before_w:
+            self._ramp.begin(min(committed, before_w), now)
+        self.budget = self._budget_at(now)
+        self._note_cut(committed, before_w, now)
+        active = [session for session in live if session.active]
+        before = [_shown(session) for session in active]
+        granted = self._grant(active, live, now)
+        shown = [session for session, was in zip(active, before, strict=True) if _shown(session) != was]
+        return Settled(granted, shown, self._note_committed(live, now))
+
+    def _grant(self, active: list[Session], live: Collection[Session], now: int) -> list[Session]:
+        targets = grants.shares(self._policy, active, self.budget, self._turns, now)
+        lowered = grants.lower(active, targets, now)
+        committed = sum(session.committed_w for session in live)
+        raised = grants.raise_(active, targets, self.budget.cap_w - committed)
+        for session in active:
+            grants.explain(session, targets[session.session_id], self.budget)
+        return lowered + raised
+
+    def account(self, since: int, to: int) -> None:
+        """Adds the time over the limit from `since` to `to`, in which nothing changed."""
+        since = max(since, self._excused_until_ms)
+        if to > since and self._most_w > self.budget.limit_w:
+            self.over_limit_ms += to - since
+
+    def limit_ends_ms(self) -> int | None:
+        """When the limit in force ends by itself."""
+        return self.limits.ends_at(self.budget.source)
+
+    def next_event(self, now: int, anybody: bool) -> int | None:
+        """When the power is to be shared anew by itself."""
+        ramp = self._ramp.next_step(now) if anybody else None
+        times = [self.limits.next_edge(now), self._turns.ends_ms, ramp]
+        return min((at for at in times if at is not None), default=None)
+
+    def _budget_at(self, now: int) -> Budget:
+        limit_w, source = self.limits.in_force(now)
+        return Budget(limit_w, source, self._ramp.cap_w(limit_w, now))
+
+    def _note_cut(self, committed_w: int, before_w: int, now: int) -> None:
+        """A cut below what is committed gives the cars their time to obey."""
+        if self.budget.limit_w < before_w and committed_w > self.budget.limit_w:
+            self._cut_ms = now
+            self._excused_until_ms = now + OBEY_MS
+
+    def _note_committed(self, live: Iterable[Session], now: int) -> int | None:
+        """Remembers what is committed; how long it took when that is back under a limit that was cut."""
+        self._most_w = sum(session.committed_w for session in live)
+        if self._cut_ms is None or self._most_w > self.budget.limit_w:
+            return None
+        took_ms, self._cut_ms = now - self._cut_ms, None
+        self._excused_until_ms = now
+        return took_ms
+
+
+def _shown(session: Session) -> tuple[object, ...]:
+    return (session.state, session.granted_w, session.limit_reason, session.limit_source)

@@ -1,0 +1,331 @@
+"""The substation's gRPC services: messages in, engine calls, messages out. Nothing is decided here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from random import Random
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status
+
+from gridmesh.v1 import (
+    charging_pb2,
+    charging_pb2_grpc,
+    load_pb2,
+    operations_pb2,
+    operations_pb2_grpc,
+    reports_pb2,
+    reports_pb2_grpc,
+)
+from mesh import ids, requests, status
+from mesh.charge import Key
+from mesh.clock import Clock, seconds
+from mesh.errors import InvalidRequest, MeshError, NotFound, Unavailable, Violation
+from mesh.model import ErrorReason
+from substation import paging, wire
+from substation.engine import Engine
+from substation.metrics import SubstationMetrics
+from substation.sessions import Session
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_MAX_BATCH = 1_000
+_COALESCE_S = 0.02
+_SNAPSHOT_CHUNK = 200
+_WATCH_S = 1.0
+_ASK_A_BALANCER = "a substation knows only itself: ask a balancer"
+
+
+class Charging(charging_pb2_grpc.ChargingServiceServicer):
+    """ChargingService, answered from this substation's ledger."""
+
+    def __init__(self, engine: Engine, clock: Clock, rng: Random, metrics: SubstationMetrics) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._rng = rng
+        self._metrics = metrics
+
+    async def Charge(self, request: charging_pb2.ChargeRequest, context: Context) -> charging_pb2.ChargeResponse:
+        return await self._charge(request)
+
+    async def _charge(self, request: charging_pb2.ChargeRequest) -> charging_pb2.ChargeResponse:
+        try:
+            session, repeated = await self._admit(request)
+        except MeshError as error:
+            self._metrics.sessions.labels("refused", error.reason.name).inc()
+            raise
+        response = charging_pb2.ChargeResponse(
+            session=_shown(self._engine, session), load=wire.load_report(self._engine.report()), repeated=repeated
+        )
+        placement = response.placement
+        placement.substation_id = response.load.substation_id
+        placement.policy = "repeat" if repeated else "direct"
+        placement.eligible = placement.tried = 1
+        if not repeated:
+            self._metrics.sessions.labels("admitted", "").inc()
+            _set_utilisation(placement, response.load, session)
+        return response
+
+    async def _admit(self, request: charging_pb2.ChargeRequest) -> tuple[Session, bool]:
+        now = self._clock.now_ms()
+        key = requests.key_of(request)
+        if not request.attempt_id:
+            request.attempt_id = ids.uuid7(now, self._rng)
+        requests.check_not_after(request, now)
+        if self._engine.knows(key):
+            return await self._engine.repeat(key, requests.body_of(request), request.attempt_id)
+        return await self._engine.charge(requests.parse_charge(request, key, now))
+
+    async def ChargeBatch(
+        self, request: charging_pb2.ChargeBatchRequest, context: Context
+    ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
+        if len(request.items) > _MAX_BATCH:
+            raise InvalidRequest(Violation("items", f"must be at most {_MAX_BATCH}"))
+        tasks = [asyncio.create_task(self._item(index, item)) for index, item in enumerate(request.items)]
+        try:
+            pending = set(tasks)
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                yield charging_pb2.ChargeBatchResponse(outcomes=[task.result() for task in done])
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _item(self, index: int, item: charging_pb2.ChargeBatchItem) -> charging_pb2.ChargeBatchOutcome:
+        timeout = _seconds(item.timeout) if item.HasField("timeout") else None
+        try:
+            async with asyncio.timeout(timeout):
+                response = await self._charge(item.request)
+        except TimeoutError:
+            late = Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the item's timeout passed; repeat it", 1000)
+            return charging_pb2.ChargeBatchOutcome(index=index, status=_status(late))
+        except MeshError as error:
+            return charging_pb2.ChargeBatchOutcome(index=index, status=_status(error))
+        return charging_pb2.ChargeBatchOutcome(index=index, response=response)
+
+    async def GetSession(
+        self, request: charging_pb2.GetSessionRequest, context: Context
+    ) -> charging_pb2.GetSessionResponse:
+        session = self._engine.session(request.session_id)
+        return charging_pb2.GetSessionResponse(session=_shown(self._engine, session))
+
+    async def ListSessions(
+        self, request: charging_pb2.ListSessionsRequest, context: Context
+    ) -> charging_pb2.ListSessionsResponse:
+        page = paging.page(self._engine.sessions(), paging.query(request), request.page_token)
+        return charging_pb2.ListSessionsResponse(
+            sessions=[_shown(self._engine, session) for session in page.sessions], next_page_token=page.next_token
+        )
+
+    async def StopSession(
+        self, request: charging_pb2.StopSessionRequest, context: Context
+    ) -> charging_pb2.StopSessionResponse:
+        session = await self._engine.stop_session(request.session_id, wire.stop_reason(request))
+        return charging_pb2.StopSessionResponse(session=_shown(self._engine, session))
+
+    async def WatchSession(
+        self, request: charging_pb2.WatchSessionRequest, context: Context
+    ) -> AsyncIterator[charging_pb2.WatchSessionResponse]:
+        news = self._engine.watch(request.session_id)
+        try:
+            while True:
+                news.clear()
+                session = self._engine.session(request.session_id)
+                yield charging_pb2.WatchSessionResponse(session=_shown(self._engine, session))
+                if not session.live:
+                    return
+                await _news(self._engine, news, _WATCH_S)
+        finally:
+            self._engine.unwatch(request.session_id, news)
+
+
+class Reports(reports_pb2_grpc.LoadReportServiceServicer):
+    """LoadReportService, for balancers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def StreamLoadReports(
+        self, request: reports_pb2.StreamLoadReportsRequest, context: Context
+    ) -> AsyncIterator[reports_pb2.StreamLoadReportsResponse]:
+        interval = _seconds(request.interval) if request.HasField("interval") else 1.0
+        if not 0.1 <= interval <= 60:
+            raise InvalidRequest(Violation("interval", "must be from 0.1 s to 60 s"))
+        news = self._engine.listen()
+        try:
+            while True:
+                news.clear()
+                report = self._engine.report()
+                yield reports_pb2.StreamLoadReportsResponse(report=wire.load_report(report))
+                await self._next_report(report.load.sequence, news, interval)
+        finally:
+            self._engine.unlisten(news)
+
+    async def _next_report(self, sent: int, news: asyncio.Event, interval: float) -> None:
+        """Until the commitments have changed, at the earliest 20 ms and at the latest `interval` from now."""
+        until = seconds() + interval
+        await asyncio.sleep(_COALESCE_S)
+        while self._engine.report().load.sequence == sent and seconds() < until:
+            news.clear()
+            await _news(self._engine, news, until - seconds())
+
+    async def StreamAdmissions(
+        self, request: reports_pb2.StreamAdmissionsRequest, context: Context
+    ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
+        news = self._engine.listen()
+        try:
+            after = self._resume(request)
+            if after is None:
+                sessions, after = self._engine.admission_snapshot()
+                for message in self._snapshot(sessions, after):
+                    yield message
+            while True:
+                news.clear()
+                entries = self._engine.admissions_after(after)
+                if entries is None:
+                    raise Unavailable(ErrorReason.NO_SUBSTATION, "the reader fell behind; start anew", 0)
+                for chunk in _chunks(entries):
+                    after = chunk[-1].admission_sequence
+                    yield self._message(reports_pb2.ADMISSION_PHASE_CHANGES, chunk, after)
+                await _news(self._engine, news, 60.0)
+        finally:
+            self._engine.unlisten(news)
+
+    def _resume(self, request: reports_pb2.StreamAdmissionsRequest) -> int | None:
+        """The position to go on from, or None when it takes a snapshot."""
+        if not request.HasField("after") or request.after.epoch != self._engine.epoch:
+            return None
+        sequence = request.after.sequence
+        return None if self._engine.admissions_after(sequence) is None else sequence
+
+    def _snapshot(self, sessions: list[Session], sequence: int) -> Iterable[reports_pb2.StreamAdmissionsResponse]:
+        for chunk in _chunks(sessions):
+            yield self._message(reports_pb2.ADMISSION_PHASE_SNAPSHOT, chunk, sequence)
+        yield self._message(reports_pb2.ADMISSION_PHASE_SNAPSHOT_END, [], sequence)
+
+    def _message(
+        self, phase: reports_pb2.AdmissionPhase.ValueType, sessions: list[Session], sequence: int
+    ) -> reports_pb2.StreamAdmissionsResponse:
+        return reports_pb2.StreamAdmissionsResponse(
+            phase=phase,
+            admissions=[wire.admission(session) for session in sessions],
+            position=reports_pb2.AdmissionPosition(epoch=self._engine.epoch, sequence=sequence),
+        )
+
+    async def ResolveCharge(
+        self, request: reports_pb2.ResolveChargeRequest, context: Context
+    ) -> reports_pb2.ResolveChargeResponse:
+        if not ids.is_uuid7(request.attempt_id):
+            raise InvalidRequest(Violation("attempt_id", "must be a UUIDv7"))
+        key = Key(request.owner or requests.ANONYMOUS, request.request_id)
+        outcome = await self._engine.resolve(key, request.attempt_id)
+        response = reports_pb2.ResolveChargeResponse(load=wire.load_report(self._engine.report()))
+        if isinstance(outcome, Session):
+            response.session.CopyFrom(_shown(self._engine, outcome))
+        else:
+            response.fence.attempt_id = outcome
+        return response
+
+    async def EndDuplicate(
+        self, request: reports_pb2.EndDuplicateRequest, context: Context
+    ) -> reports_pb2.EndDuplicateResponse:
+        session = await self._engine.end_duplicate(
+            request.session_id, request.survivor_session_id, request.survivor_attempt_id
+        )
+        return reports_pb2.EndDuplicateResponse(session=_shown(self._engine, session))
+
+
+class Operations(operations_pb2_grpc.OperationsServiceServicer):
+    """OperationsService, for this substation alone."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    async def SetLimit(
+        self, request: operations_pb2.SetLimitRequest, context: Context
+    ) -> operations_pb2.SetLimitResponse:
+        self._check_mine(request.substation_id)
+        await self._engine.set_limit(wire.limit(request.limit, self._clock.now_ms()))
+        return operations_pb2.SetLimitResponse(load=self._load(), limits=self._limits())
+
+    async def ClearLimit(
+        self, request: operations_pb2.ClearLimitRequest, context: Context
+    ) -> operations_pb2.ClearLimitResponse:
+        self._check_mine(request.substation_id)
+        await self._engine.clear_limit(wire.limit_source(request.source))
+        return operations_pb2.ClearLimitResponse(load=self._load(), limits=self._limits())
+
+    async def Drain(self, request: operations_pb2.DrainRequest, context: Context) -> operations_pb2.DrainResponse:
+        self._check_mine(request.substation_id)
+        await self._engine.drain(draining=True)
+        return operations_pb2.DrainResponse(load=self._load())
+
+    async def Undrain(self, request: operations_pb2.UndrainRequest, context: Context) -> operations_pb2.UndrainResponse:
+        self._check_mine(request.substation_id)
+        await self._engine.drain(draining=False)
+        return operations_pb2.UndrainResponse(load=self._load())
+
+    async def ListSubstations(
+        self, request: operations_pb2.ListSubstationsRequest, context: Context
+    ) -> operations_pb2.ListSubstationsResponse:
+        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, _ASK_A_BALANCER)
+
+    async def WatchSubstations(
+        self, request: operations_pb2.WatchSubstationsRequest, context: Context
+    ) -> AsyncIterator[operations_pb2.WatchSubstationsResponse]:
+        yield await context.abort(grpc.StatusCode.UNIMPLEMENTED, _ASK_A_BALANCER)
+
+    def _check_mine(self, substation_id: str) -> None:
+        mine = self._engine.report().substation_id
+        if substation_id not in {"", mine}:
+            raise NotFound(ErrorReason.SUBSTATION_NOT_FOUND, f"this is {mine!r}, not {substation_id!r}")
+
+    def _load(self) -> load_pb2.LoadReport:
+        return wire.load_report(self._engine.report())
+
+    def _limits(self) -> list[operations_pb2.Limit]:
+        return [wire.limit_message(limit) for limit in self._engine.limits()]
+
+
+SERVICES = (
+    "gridmesh.v1.ChargingService",
+    "gridmesh.v1.LoadReportService",
+    "gridmesh.v1.OperationsService",
+)
+
+
+def _shown(engine: Engine, session: Session) -> charging_pb2.Session:
+    return wire.session(session, engine.expected_end_ms(session))
+
+
+def _set_utilisation(placement: charging_pb2.Placement, load: load_pb2.LoadReport, session: Session) -> None:
+    if load.limit_power_kw > 0:
+        mine = session.charge.max_w / 1000 / load.limit_power_kw
+        placement.utilisation_after = load.demand_kw / load.limit_power_kw
+        placement.utilisation_before = max(0.0, placement.utilisation_after - mine)
+        placement.score = placement.utilisation_after
+
+
+async def _news(engine: Engine, news: asyncio.Event, at_most_s: float) -> None:
+    """Waits for news, and ends the stream with a status that tells the client to reconnect when the process stops."""
+    try:
+        async with asyncio.timeout(at_most_s):
+            await news.wait()
+    except TimeoutError:
+        pass
+    if engine.closing:
+        raise Unavailable(ErrorReason.SUBSTATION_UNREACHABLE, "the substation is stopping; reconnect", 1000)
+
+
+def _chunks(sessions: list[Session]) -> Iterable[list[Session]]:
+    return (sessions[i : i + _SNAPSHOT_CHUNK] for i in range(0, len(sessions), _SNAPSHOT_CHUNK))
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _status(error: MeshError) -> Status:
+    return status.to_status(error)

@@ -1,0 +1,173 @@
+"""One charging session: its legal moves, its energy register, and the power that it may hold.
+
+States move only along `_TRANSITIONS`; a pair that is not there is a defect, not a case. Power is whole
+watts, energy whole millijoules, time wall milliseconds. `scale` is how many seconds of charging pass
+in one second.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from mesh.charge import Charge
+from mesh.model import LimitReason, LimitSource, SessionState, StopReason
+
+S = SessionState
+
+
+class Trigger(Enum):
+    """What can happen to a session."""
+
+    GRANT = auto()  # offered at least its floor
+    SUSPEND = auto()  # offered nothing for now
+    IDLE = auto()  # the car leaves its grant undrawn
+    DRAW = auto()  # the car draws again
+    SATISFY = auto()  # has all it wanted, holds its plug
+    END = auto()
+
+
+_TRANSITIONS: dict[tuple[SessionState, Trigger], SessionState] = {
+    (S.SUSPENDED_EVSE, Trigger.GRANT): S.CHARGING,
+    (S.CHARGING, Trigger.SUSPEND): S.SUSPENDED_EVSE,
+    (S.SUSPENDED_EV, Trigger.SUSPEND): S.SUSPENDED_EVSE,
+    (S.CHARGING, Trigger.IDLE): S.SUSPENDED_EV,
+    (S.SUSPENDED_EV, Trigger.DRAW): S.CHARGING,
+    (S.CHARGING, Trigger.SATISFY): S.EV_CONNECTED,
+    (S.SUSPENDED_EV, Trigger.SATISFY): S.EV_CONNECTED,
+    (S.SUSPENDED_EVSE, Trigger.SATISFY): S.EV_CONNECTED,
+    (S.EV_CONNECTED, Trigger.END): S.ENDED,
+    (S.CHARGING, Trigger.END): S.ENDED,
+    (S.SUSPENDED_EV, Trigger.END): S.ENDED,
+    (S.SUSPENDED_EVSE, Trigger.END): S.ENDED,
+}
+
+
+class IllegalMove(Exception):
+    """A trigger in a state that has no such move: a defect in the station."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A grant on its way to the car. It is a lease: from `valid_until_ms` on the car may draw nothing of it."""
+
+    number: int
+    power_w: int
+    valid_until_ms: int
+
+
+@dataclass(slots=True)
+class Session:
+    """One car on one charge point. Only the station changes it."""
+
+    session_id: str
+    charge: Charge
+    started_ms: int
+    # The departure that power sharing plans with: the client's, or an assumed one.
+    planned_departure_ms: int
+    # The highest attempt at the key that was answered with this session.
+    attempt_id: str
+    state: SessionState = S.SUSPENDED_EVSE
+    granted_w: int = 0
+    measured_w: int = 0
+    # The register, as of `metered_ms`; between two readings it grows by measured_w.
+    delivered_mj: int = 0
+    metered_ms: int = 0
+    ended_ms: int | None = None
+    stop_reason: StopReason = StopReason.UNSPECIFIED
+    duplicate_of: str = ""
+    limit_reason: LimitReason = LimitReason.UNSPECIFIED
+    limit_source: LimitSource = LimitSource.UNSPECIFIED
+    # Why it is satisfied, once it is.
+    satisfied_by: StopReason = StopReason.UNSPECIFIED
+    # Offers that the car may still act on: the last confirmed one and all later.
+    offers: list[Offer] = field(default_factory=list)
+    last_offer: int = 0
+    # Its last entry in the stream of admissions.
+    admission_sequence: int = 0
+    # What the car showed that it takes; None while it takes what it gets.
+    draws_at_most_w: int | None = None
+    # Since when it draws clearly less than granted; None while it does not.
+    undrawn_since_ms: int | None = None
+    # By when a lowered grant must show in the measured power; None when it does.
+    obey_by_ms: int | None = None
+    # When it last had power (or arrived): who waited longest is next in turn.
+    last_on_ms: int = 0
+
+    @property
+    def live(self) -> bool:
+        return self.state is not S.ENDED
+
+    @property
+    def active(self) -> bool:
+        """Wants energy."""
+        return self.state not in {S.ENDED, S.EV_CONNECTED}
+
+    @property
+    def departure_assumed(self) -> bool:
+        return self.charge.departure_ms is None
+
+    @property
+    def target_mj(self) -> int | None:
+        """What it asked for; None: until full."""
+        return None if self.charge.energy_j is None else self.charge.energy_j * 1000
+
+    @property
+    def held_w(self) -> int:
+        """The most that an offer still allows the car."""
+        return max((offer.power_w for offer in self.offers), default=0)
+
+    @property
+    def committed_w(self) -> int:
+        """What must be kept free for it: granted, still held, or drawn all the same."""
+        return max(self.granted_w, self.measured_w, self.held_w)
+
+    def move(self, trigger: Trigger) -> None:
+        """Changes the state along the table. IllegalMove when there is no such move."""
+        try:
+            self.state = _TRANSITIONS[self.state, trigger]
+        except KeyError:
+            raise IllegalMove(f"{self.session_id}: {trigger.name} while {self.state.name}") from None
+
+    def delivered_at(self, now: int, scale: int) -> int:
+        """The register at `now` if the car goes on as measured; never above what was asked."""
+        register = self.delivered_mj + self.measured_w * max(0, now - self.metered_ms) * scale
+        target = self.target_mj
+        return register if target is None else max(self.delivered_mj, min(register, target))
+
+    def meter(self, now: int, scale: int) -> None:
+        """Carries the register to `now`."""
+        self.delivered_mj = self.delivered_at(now, scale)
+        self.metered_ms = max(self.metered_ms, now)
+
+    def satisfied_at(self, scale: int) -> int | None:
+        """When the register reaches what was asked, at the measured power; None if it never does."""
+        target = self.target_mj
+        if target is None or (self.measured_w == 0 and self.delivered_mj < target):
+            return None
+        if self.delivered_mj >= target:
+            return self.metered_ms
+        # Rounded up: at the event the register has reached the target, never before.
+        return self.metered_ms - (self.delivered_mj - target) // (self.measured_w * scale)
+
+    def remaining_mj(self) -> int | None:
+        """Energy still wanted as of the last reading; None: until full."""
+        target = self.target_mj
+        return None if target is None else max(0, target - self.delivered_mj)
+
+    def offer(self, power_w: int, valid_until_ms: int) -> Offer:
+        """A new offer, counted until it is replaced by a later one that the car confirmed, or lapses."""
+        self.last_offer += 1
+        offer = Offer(self.last_offer, power_w, valid_until_ms)
+        self.offers.append(offer)
+        return offer
+
+    def confirm(self, number: int) -> None:
+        """The car acts on offer `number`: earlier ones no longer count."""
+        self.offers = [offer for offer in self.offers if offer.number >= number]
+
+    def lapse(self, now: int) -> None:
+        """Forgets offers whose lease is over."""
+        self.offers = [offer for offer in self.offers if offer.valid_until_ms > now]
+
+    def lapses_at(self) -> int | None:
+        """When the next lease is over that still counts more than the grant does."""
+        return min((o.valid_until_ms for o in self.offers if o.power_w > self.granted_w), default=None)

@@ -1,0 +1,566 @@
+"""The station: takes requests, stops, limits, what the cars say, and the passing of time; returns events.
+
+Pure. Time goes from event to event (energy reached, departure, limit edge, turn, lease), so the result
+does not depend on how often it is advanced. The order of use: any calls, then `settle`, which shares
+the power anew; `advance` does both for all that is due. What a call refuses it has not changed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from mesh import ids
+from mesh.charge import Charge, Key
+from mesh.errors import AttemptFenced, NotFound, PreconditionFailed, Refused, Unavailable
+from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
+from substation.events import (
+    Admitted,
+    Changed,
+    DrainChanged,
+    Ended,
+    Event,
+    Fenced,
+    LimitComplied,
+    LimitsChanged,
+    Metered,
+    Offered,
+    Opened,
+    Repeated,
+)
+from substation.grants import OBEY_MS, disobeys
+from substation.limits import Limit, Limits
+from substation.load import Load, sums
+from substation.power import Power
+from substation.sessions import Session, Trigger
+from substation.sharing import EqualShare, SharingPolicy
+
+# How long a key and its session are remembered after the end.
+REMEMBER_MS = 24 * 3_600_000
+# With floors for more than ten times the limit a car would get a turn every tenth time: refuse.
+WAITING_FACTOR = 10
+# Without a departure, sharing plans with four hours of charging or twice the time at full power.
+_ASSUMED_STAY_S = 4 * 3600
+_ASSUMED_FACTOR = 2
+# A car that draws under 90 % of its grant for 60 s of charging keeps what it draws and some room.
+_UNDRAWN_PERCENT = 90
+_REACHES_PERCENT = 95
+_UNDRAWN_S = 60
+_ROOM_W = 700
+_RETRY_LEAST_MS, _RETRY_MOST_MS, _RETRY_DEFAULT_MS = 1_000, 3_600_000, 30_000
+
+
+@dataclass(frozen=True)
+class StationConfig:
+    """What is fixed while a substation runs. Power in watts, `lease_ms` in wall milliseconds."""
+
+    substation_id: str
+    rated_w: int
+    charge_points: int
+    # Seconds of charging that pass in one second.
+    time_scale: int = 1
+    # How long an offer is valid; it is renewed three times as often.
+    lease_ms: int = 10_000
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a station is started with: all that the ledger kept."""
+
+    sessions: Sequence[Session] = ()
+    limits: Sequence[Limit] = ()
+    draining: bool = False
+    fences: Sequence[tuple[Key, str, int]] = ()
+
+
+class Station:
+    """One writer's view of one substation."""
+
+    def __init__(
+        self,
+        config: StationConfig,
+        rng: Random,
+        now: int,
+        memory: Memory | None = None,
+        policy: SharingPolicy | None = None,
+    ) -> None:
+        memory = memory or Memory()
+        self.config = config
+        self._rng = rng
+        self._now = now
+        self._power = Power(policy or EqualShare(), Limits(config.rated_w, memory.limits), config.time_scale, now)
+        self._draining = memory.draining
+        self._blocked = NotAccepting.UNSPECIFIED
+        self._live: dict[str, Session] = {}
+        # In the order of their ends, so that the oldest are forgotten first.
+        self._ended: dict[str, Session] = {}
+        self._by_key: dict[Key, Session] = {}
+        self._fences: dict[Key, tuple[str, int]] = {}
+        self._events: list[Event] = []
+        self._touched: dict[str, Session] = {}
+        self._sequence = 0
+        self._admission_sequence = 0
+        self._renew_ms: int | None = None
+        self._commitments: tuple[object, ...] = ()
+        self._restore(memory, now)
+
+    def _restore(self, memory: Memory, now: int) -> None:
+        for session in sorted(memory.sessions, key=lambda s: s.ended_ms or 0):
+            self._by_key[session.charge.key] = session
+            (self._live if session.live else self._ended)[session.session_id] = session
+        for key, attempt_id, at in memory.fences:
+            self._fences[key] = (attempt_id, at)
+        if self._live:
+            self._power.recover(self._live.values(), now)
+            self._renew_ms = now
+        self._settle()
+
+    # --- what is asked of it -----------------------------------------------------------------------
+
+    def known(self, key: Key) -> bool:
+        """Whether the key has a session here, also one that ended within 24 h."""
+        return key in self._by_key
+
+    def repeat(self, key: Key, body: bytes, attempt_id: str, now: int) -> list[Event]:
+        """The session of a known key, as Repeated. PreconditionFailed when the body is another."""
+        self._pass_to(now)
+        session = self._by_key[key]
+        if session.charge.body != body:
+            raise PreconditionFailed(
+                ErrorReason.KEY_REUSED, f"request_id {key.request_id!r} was used for another request"
+            )
+        raised = attempt_id > session.attempt_id
+        if raised:
+            session.attempt_id = attempt_id
+            self._number(session)
+        self._events.append(Repeated(session, raised))
+        return self._take()
+
+    def charge(self, charge: Charge, now: int) -> list[Event]:
+        """Admits a session: one event is Admitted, or Repeated for a known key. Refused says why not, and when to try again."""
+        self._pass_to(now)
+        if self.known(charge.key):
+            return self.repeat(charge.key, charge.body, charge.attempt_id, now)
+        self._check_fence(charge.key, charge.attempt_id)
+        self._check_admission(charge)
+        session = self._new_session(charge)
+        self._by_key[charge.key] = session
+        self._live[session.session_id] = session
+        self._number(session)
+        self._events.append(Admitted(session))
+        return self._take()
+
+    def withdraw(self, session_id: str, now: int) -> list[Event]:
+        """Undoes an admission that could not be kept: nobody was told of it."""
+        self._pass_to(now)
+        session = self._live.pop(session_id, None) or self._ended.pop(session_id)
+        del self._by_key[session.charge.key]
+        self._touched.pop(session_id, None)
+        self._admission_sequence += 1
+        self._events.append(Opened(session_id))
+        return self._take()
+
+    def stop(self, session_id: str, reason: StopReason, now: int) -> list[Event]:
+        """Ends a session and frees its power. Nothing happens to one that has ended. NotFound."""
+        self._pass_to(now)
+        session = self.session(session_id)
+        if session.live:
+            self._end(session, reason)
+        return self._take()
+
+    def resolve(self, key: Key, attempt_id: str, now: int) -> list[Event]:
+        """The key's session as Repeated, or a fence for this attempt and all before it as Fenced."""
+        self._pass_to(now)
+        if session := self._by_key.get(key):
+            self._events.append(Repeated(session, raised=False))
+        else:
+            fence = max(attempt_id, self._fences.get(key, ("", 0))[0])
+            self._fences[key] = (fence, now)
+            self._events.append(Fenced(key, fence))
+        return self._take()
+
+    def end_duplicate(self, session_id: str, survivor_id: str, survivor_attempt: str, now: int) -> list[Event]:
+        """Ends a session whose key has another one elsewhere. PreconditionFailed when its own attempt is higher."""
+        self._pass_to(now)
+        session = self.session(session_id)
+        if session.live:
+            if session.attempt_id > survivor_attempt:
+                raise PreconditionFailed(
+                    ErrorReason.ATTEMPT_NEWER, f"{session_id} was answered to a later attempt than {survivor_id}"
+                )
+            session.duplicate_of = survivor_id
+            self._end(session, StopReason.DUPLICATE)
+        return self._take()
+
+    def set_limit(self, limit: Limit, now: int) -> list[Event]:
+        """Sets one source's limit; grants follow in `settle`."""
+        self._pass_to(now)
+        self._power.limits.set(limit)
+        self._events.append(LimitsChanged())
+        return self._take()
+
+    def clear_limit(self, source: LimitSource, now: int) -> list[Event]:
+        """Removes one source's limit; no event when it had none."""
+        self._pass_to(now)
+        if self._power.limits.clear(source):
+            self._events.append(LimitsChanged())
+        return self._take()
+
+    def drain(self, draining: bool, now: int) -> list[Event]:
+        """Stops or resumes admissions; live sessions go on."""
+        self._pass_to(now)
+        if self._draining != draining:
+            self._draining = draining
+            self._events.append(DrainChanged())
+        return self._take()
+
+    def block(self, reason: NotAccepting) -> None:
+        """Admits nothing for a reason of the process (ledger, shutdown); UNSPECIFIED lifts it."""
+        self._blocked = reason
+
+    # --- what the cars say ---------------------------------------------------------------------------
+
+    def confirmed(self, session_id: str, number: int, now: int) -> list[Event]:
+        """The car acts on this offer: what it was offered before is free."""
+        self._pass_to(now)
+        if session := self._live.get(session_id):
+            session.confirm(number)
+        return self._take()
+
+    def measured(self, session_id: str, power_w: int, register_mj: int, now: int) -> list[Event]:
+        """A meter reading: power drawn and energy since plug-in. The register never goes back."""
+        self._pass_to(now)
+        session = self._live.get(session_id)
+        if session is None:
+            return self._take()
+        session.meter(now, self.config.time_scale)
+        session.delivered_mj = max(session.delivered_mj, register_mj)
+        session.measured_w = power_w
+        self._watch_draw(session)
+        self._events.append(Metered(session))
+        return self._take()
+
+    def full(self, session_id: str, now: int) -> list[Event]:
+        """The car wants no more."""
+        self._pass_to(now)
+        session = self._live.get(session_id)
+        if session and session.active:
+            self._satisfy(session, StopReason.SOC_LIMIT_REACHED)
+        return self._take()
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def advance(self, now: int) -> list[Event]:
+        """Carries everything to `now`, stopping at each event on the way, and shares the power."""
+        self._pass_to(now)
+        self._settle()
+        return self._take()
+
+    def settle(self) -> list[Event]:
+        """Shares the power among the sessions as they are now."""
+        self._settle()
+        return self._take()
+
+    def next_event(self) -> int | None:
+        """When something happens by itself next, in wall milliseconds."""
+        times = [
+            self._power.next_event(self._now, bool(self._live)),
+            self._renew_ms,
+        ]
+        for session in self._live.values():
+            times += self._times_of(session)
+        return min((at for at in times if at is not None), default=None)
+
+    # --- what it shows -------------------------------------------------------------------------------
+
+    def session(self, session_id: str) -> Session:
+        """A live session or one that ended within 24 h. NotFound."""
+        found = self._live.get(session_id) or self._ended.get(session_id)
+        if found is None:
+            raise NotFound(ErrorReason.SESSION_NOT_FOUND, f"no session {session_id!r} here")
+        return found
+
+    def sessions(self, include_ended: bool = False) -> Iterable[Session]:
+        """Live sessions, and on request those that ended within 24 h."""
+        return [*self._live.values(), *(self._ended.values() if include_ended else ())]
+
+    def limits(self) -> list[Limit]:
+        return self._power.limits.all()
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @property
+    def accepting(self) -> NotAccepting:
+        """UNSPECIFIED: it is; else why not."""
+        return NotAccepting.DRAINING if self._draining else self._blocked
+
+    def load(self) -> Load:
+        """The load as of the last call; its sequence grows when commitments changed since."""
+        total = sums(self._live.values(), self._now, self.config.time_scale)
+        free = self.config.charge_points - total.live
+        budget = self._power.budget
+        commitments = (
+            self._admission_sequence,
+            budget.limit_w,
+            budget.source,
+            total.demand_w,
+            total.floor_w,
+            total.committed_w,
+            total.granted_w,
+            total.active,
+            free,
+            self.accepting,
+        )
+        if commitments != self._commitments:
+            self._commitments = commitments
+            self._sequence += 1
+        return Load(
+            sequence=self._sequence,
+            admission_sequence=self._admission_sequence,
+            rated_w=self.config.rated_w,
+            limit_w=budget.limit_w,
+            limit_source=budget.source,
+            demand_w=total.demand_w,
+            required_w=total.required_w,
+            floor_w=total.floor_w,
+            committed_w=total.committed_w,
+            granted_w=total.granted_w,
+            measured_w=total.measured_w,
+            active_sessions=total.active,
+            charge_points=self.config.charge_points,
+            free_charge_points=free,
+            not_accepting=self.accepting,
+            over_limit_ms=self._power.over_limit_ms,
+        )
+
+    def expected_end_ms(self, session: Session) -> int | None:
+        """When it should be done if it goes on as it does now, or its departure if that is earlier."""
+        times = [session.charge.departure_ms]
+        if session.active:
+            times.append(session.satisfied_at(self.config.time_scale))
+        return min((at for at in times if at is not None), default=None)
+
+    # --- admission -----------------------------------------------------------------------------------
+
+    def _check_fence(self, key: Key, attempt_id: str) -> None:
+        fence = self._fences.get(key)
+        if fence and attempt_id <= fence[0]:
+            raise AttemptFenced(ErrorReason.ATTEMPT_FENCED, "this attempt was resolved as not admitted")
+
+    def _check_admission(self, charge: Charge) -> None:
+        if self.accepting is NotAccepting.LEDGER:
+            raise Unavailable(ErrorReason.LEDGER_UNAVAILABLE, "the ledger cannot be written", _RETRY_DEFAULT_MS)
+        if self.accepting is not NotAccepting.UNSPECIFIED:
+            raise Refused(ErrorReason.NOT_ACCEPTING, f"not accepting: {self.accepting.name}", _RETRY_DEFAULT_MS)
+        if len(self._live) >= self.config.charge_points:
+            message = f"all {self.config.charge_points} charge points are taken"
+            raise Refused(ErrorReason.NO_CHARGE_POINT, message, self._retry_ms(self._next_free_ms()))
+        limit_w = self._power.budget.limit_w
+        if charge.floor_w > limit_w:
+            message = f"the car needs {charge.floor_w} W, the limit is {limit_w} W"
+            raise Refused(ErrorReason.FLOOR_ABOVE_LIMIT, message, self._retry_ms(self._power.limit_ends_ms()))
+        floors = sum(s.charge.floor_w for s in self._live.values() if s.active)
+        if floors + charge.floor_w > WAITING_FACTOR * limit_w:
+            message = "too many cars wait for a turn"
+            raise Refused(ErrorReason.TOO_MANY_WAITING, message, self._retry_ms(self._next_free_ms()))
+
+    def _next_free_ms(self) -> int | None:
+        ends = (self.expected_end_ms(session) for session in self._live.values())
+        return min((at for at in ends if at is not None), default=None)
+
+    def _retry_ms(self, at: int | None) -> int:
+        """A delay until `at`, within bounds that neither hammer nor give up."""
+        return _RETRY_DEFAULT_MS if at is None else max(_RETRY_LEAST_MS, min(at - self._now, _RETRY_MOST_MS))
+
+    def _new_session(self, charge: Charge) -> Session:
+        uuid = ids.uuid7(self._now, self._rng)
+        return Session(
+            session_id=ids.session_id(self.config.substation_id, uuid),
+            charge=charge,
+            started_ms=self._now,
+            planned_departure_ms=charge.departure_ms or self._now + self._assumed_stay_ms(charge),
+            attempt_id=charge.attempt_id,
+            metered_ms=self._now,
+            last_on_ms=self._now,
+        )
+
+    def _assumed_stay_ms(self, charge: Charge) -> int:
+        full_power_s = (charge.energy_j or 0) // charge.max_w
+        return max(_ASSUMED_STAY_S, _ASSUMED_FACTOR * full_power_s) * 1000 // self.config.time_scale
+
+    # --- the passing of time -------------------------------------------------------------------------
+
+    def _pass_to(self, now: int) -> None:
+        """Handles all that is due up to `now`, each at its own time. A clock that goes back stands still."""
+        while (at := self.next_event()) is not None and at <= now:
+            self._account(at)
+            self._handle_due(at)
+            self._settle()
+        self._account(now)
+
+    def _account(self, to: int) -> None:
+        """Lets time pass without an event: only the time over the limit adds up."""
+        self._power.account(self._now, to)
+        self._now = max(self._now, to)
+
+    def _times_of(self, session: Session) -> list[int | None]:
+        scale = self.config.time_scale
+        undrawn = session.undrawn_since_ms
+        return [
+            session.satisfied_at(scale) if session.active else None,
+            session.charge.departure_ms,
+            session.lapses_at(),
+            None if undrawn is None else undrawn + _UNDRAWN_S * 1000 // scale,
+            session.obey_by_ms,
+        ]
+
+    def _handle_due(self, at: int) -> None:
+        for session in list(self._live.values()):
+            if any(time is not None and time <= at for time in self._times_of(session)):
+                self._handle_session(session, at)
+        if self._power.limits.forget_over(at):
+            self._events.append(LimitsChanged())
+        if self._renew_ms is not None and self._renew_ms <= at:
+            self._renew(at)
+        self._forget(at)
+
+    def _handle_session(self, session: Session, at: int) -> None:
+        session.meter(at, self.config.time_scale)
+        session.lapse(at)
+        departure = session.charge.departure_ms
+        target = session.target_mj
+        if session.active and target is not None and session.delivered_mj >= target:
+            self._satisfy(session, StopReason.ENERGY_LIMIT_REACHED)
+        if session.live and departure is not None and departure <= at:
+            self._end(session, session.satisfied_by or StopReason.EV_DISCONNECTED)
+        if session.live and session.obey_by_ms is not None and session.obey_by_ms <= at:
+            self._judge(session)
+        undrawn = session.undrawn_since_ms
+        if session.live and undrawn is not None and undrawn + _UNDRAWN_S * 1000 // self.config.time_scale <= at:
+            self._take_back(session)
+
+    def _renew(self, now: int) -> None:
+        """Offers every grant again before its lease is over, and every cut that the car has not confirmed."""
+        self._renew_ms = None
+        for session in self._live.values():
+            session.lapse(now)
+            if session.granted_w > 0 or session.held_w > 0:
+                self._offer(session)
+
+    def _forget(self, now: int) -> None:
+        """Drops ended sessions and fences after their 24 h."""
+        while self._ended:
+            session = next(iter(self._ended.values()))
+            if session.ended_ms is None or session.ended_ms > now - REMEMBER_MS:
+                break
+            del self._ended[session.session_id]
+            if self._by_key.get(session.charge.key) is session:
+                del self._by_key[session.charge.key]
+        for key in [key for key, (_, at) in self._fences.items() if at <= now - REMEMBER_MS]:
+            del self._fences[key]
+
+    # --- a session's life ----------------------------------------------------------------------------
+
+    def _satisfy(self, session: Session, reason: StopReason) -> None:
+        """It has all it wanted: keeps its plug until a given departure, else it leaves."""
+        session.satisfied_by = reason
+        if session.charge.departure_ms is None:
+            self._end(session, reason)
+            return
+        session.move(Trigger.SATISFY)
+        self._open(session)
+        self._touched[session.session_id] = session
+
+    def _end(self, session: Session, reason: StopReason) -> None:
+        session.meter(self._now, self.config.time_scale)
+        session.move(Trigger.END)
+        session.ended_ms = self._now
+        session.stop_reason = reason
+        self._open(session)
+        del self._live[session.session_id]
+        self._ended[session.session_id] = session
+        self._touched.pop(session.session_id, None)
+        self._number(session)
+        self._events.append(Ended(session))
+
+    def _number(self, session: Session) -> None:
+        """A new entry in the stream of admissions."""
+        self._admission_sequence += 1
+        session.admission_sequence = self._admission_sequence
+
+    def _open(self, session: Session) -> None:
+        """Opens the contactor, the charge point's own switch: nothing flows from here on."""
+        session.granted_w = session.measured_w = 0
+        session.offers.clear()
+        session.undrawn_since_ms = session.obey_by_ms = None
+        session.limit_reason, session.limit_source = session.limit_reason.UNSPECIFIED, LimitSource.UNSPECIFIED
+        self._events.append(Opened(session.session_id))
+
+    def _judge(self, session: Session) -> None:
+        """A lowered grant had its time to show: who still draws more is disconnected."""
+        session.obey_by_ms = None
+        if disobeys(session):
+            self._end(session, StopReason.OVERCURRENT_FAULT)
+
+    def _watch_draw(self, session: Session) -> None:
+        """After a reading: whether the car takes what it is granted."""
+        if not session.active:
+            return
+        target = session.target_mj
+        if target is not None and session.delivered_mj >= target:
+            self._satisfy(session, StopReason.ENERGY_LIMIT_REACHED)
+            return
+        if session.measured_w > 0 and session.state is SessionState.SUSPENDED_EV:
+            session.move(Trigger.DRAW)
+            self._touched[session.session_id] = session
+        if not disobeys(session):
+            session.obey_by_ms = None
+        elif session.obey_by_ms is None:
+            session.obey_by_ms = self._now + OBEY_MS
+        if session.measured_w * 100 >= session.granted_w * _REACHES_PERCENT:
+            session.draws_at_most_w = None
+        self._time_undrawn(session)
+
+    def _time_undrawn(self, session: Session) -> None:
+        """Starts or stops the clock of a car that draws clearly less than it is granted."""
+        if session.measured_w * 100 >= session.granted_w * _UNDRAWN_PERCENT:
+            session.undrawn_since_ms = None
+        elif session.undrawn_since_ms is None and session.granted_w > self._kept_w(session):
+            session.undrawn_since_ms = self._now
+
+    def _kept_w(self, session: Session) -> int:
+        return max(session.charge.floor_w, session.measured_w * 11 // 10 + _ROOM_W)
+
+    def _take_back(self, session: Session) -> None:
+        """Leaves the car what it draws and some room to show that it wants more."""
+        session.undrawn_since_ms = None
+        session.draws_at_most_w = self._kept_w(session)
+        if session.measured_w == 0 and session.state is SessionState.CHARGING:
+            session.move(Trigger.IDLE)
+        self._touched[session.session_id] = session
+
+    # --- power ---------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        settled = self._power.settle(self._live.values(), self._now)
+        for session in settled.granted:
+            self._offer(session)
+            self._time_undrawn(session)
+        for session in settled.shown:
+            self._touched[session.session_id] = session
+        if settled.complied_ms is not None:
+            self._events.append(LimitComplied(settled.complied_ms))
+        self.load()
+
+    def _offer(self, session: Session) -> None:
+        offer = session.offer(session.granted_w, self._now + self.config.lease_ms)
+        self._events.append(Offered(session.session_id, offer))
+        if self._renew_ms is None:
+            self._renew_ms = self._now + self.config.lease_ms // 3
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        events += [Changed(session) for session in self._touched.values()]
+        self._touched = {}
+        return events

@@ -1,0 +1,187 @@
+"""Between the contract's messages and the core's whole watts, joules and milliseconds. Decides nothing."""
+
+import math
+from collections.abc import Iterable
+from enum import IntEnum
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2, reports_pb2
+from mesh.errors import InvalidRequest, Violation
+from mesh.model import LimitSource, StopReason
+from mesh.units import kilowatt_hours, kilowatts, watts
+from substation.engine import Report
+from substation.limits import Limit
+from substation.sessions import Session
+
+_STOPPABLE = {
+    StopReason.REMOTE,
+    StopReason.LOCAL,
+    StopReason.EV_DISCONNECTED,
+    StopReason.EMERGENCY_STOP,
+    StopReason.OTHER,
+}
+_MAX_LIMIT_KW = 1_000_000.0
+
+
+def timestamp(ms: int) -> Timestamp:
+    """Wall milliseconds as a Timestamp."""
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def millis(at: Timestamp) -> int:
+    """A Timestamp as wall milliseconds."""
+    return at.seconds * 1000 + at.nanos // 1_000_000
+
+
+def session(s: Session, expected_end_ms: int | None) -> charging_pb2.Session:
+    """A session as it is shown."""
+    charge = s.charge
+    shown = charging_pb2.Session(
+        session_id=s.session_id,
+        substation_id=s.session_id.partition(".")[0],
+        owner=charge.key.owner,
+        request_id=charge.key.request_id,
+        vehicle_id=charge.vehicle_id,
+        max_power_kw=kilowatts(charge.max_w),
+        phases=charge.phases,
+        min_power_kw=kilowatts(charge.floor_w),
+        departure_assumed=s.departure_assumed,
+        evse_id=charge.evse_id,
+        state=charging_pb2.SessionState.ValueType(s.state),
+        granted_power_kw=kilowatts(s.granted_w),
+        measured_power_kw=kilowatts(s.measured_w),
+        delivered_kwh=kilowatt_hours(s.delivered_mj),
+        started_at=timestamp(s.started_ms),
+        stop_reason=charging_pb2.StopReason.ValueType(s.stop_reason),
+        limit_reason=charging_pb2.LimitReason.ValueType(s.limit_reason),
+        limit_source=load_pb2.LimitSource.ValueType(s.limit_source),
+        duplicate_of=s.duplicate_of,
+        attempt_id=s.attempt_id,
+    )
+    if charge.energy_j is not None:
+        shown.energy_kwh = kilowatt_hours(charge.energy_j * 1000)
+    _set_times(shown, s, expected_end_ms)
+    return shown
+
+
+def _set_times(shown: charging_pb2.Session, s: Session, expected_end_ms: int | None) -> None:
+    if s.charge.departure_ms is not None:
+        shown.departure_time.CopyFrom(timestamp(s.charge.departure_ms))
+    if s.ended_ms is not None:
+        shown.ended_at.CopyFrom(timestamp(s.ended_ms))
+    elif expected_end_ms is not None:
+        shown.expected_end_at.CopyFrom(timestamp(expected_end_ms))
+
+
+def load_report(report: Report) -> load_pb2.LoadReport:
+    """The load with whose it is."""
+    load = report.load
+    return load_pb2.LoadReport(
+        substation_id=report.substation_id,
+        epoch=report.epoch,
+        sequence=load.sequence,
+        admission_sequence=load.admission_sequence,
+        generated_at=timestamp(report.generated_ms),
+        rated_power_kw=kilowatts(load.rated_w),
+        limit_power_kw=kilowatts(load.limit_w),
+        limit_source=load_pb2.LimitSource.ValueType(load.limit_source),
+        demand_kw=kilowatts(load.demand_w),
+        required_kw=kilowatts(load.required_w),
+        floor_kw=kilowatts(load.floor_w),
+        committed_kw=kilowatts(load.committed_w),
+        granted_kw=kilowatts(load.granted_w),
+        measured_kw=kilowatts(load.measured_w),
+        active_sessions=load.active_sessions,
+        charge_points=load.charge_points,
+        free_charge_points=load.free_charge_points,
+        accepting=not load.not_accepting,
+        not_accepting_reason=load_pb2.NotAcceptingReason.ValueType(load.not_accepting),
+        time_scale=report.time_scale,
+        over_limit_seconds=load.over_limit_ms / 1000,
+    )
+
+
+def admission(s: Session) -> reports_pb2.Admission:
+    """A session as an entry in the stream of admissions."""
+    entry = reports_pb2.Admission(
+        sequence=s.admission_sequence,
+        owner=s.charge.key.owner,
+        request_id=s.charge.key.request_id,
+        session_id=s.session_id,
+        attempt_id=s.attempt_id,
+        stop_reason=charging_pb2.StopReason.ValueType(s.stop_reason),
+        duplicate_of=s.duplicate_of,
+    )
+    if s.ended_ms is not None:
+        entry.ended_at.CopyFrom(timestamp(s.ended_ms))
+    return entry
+
+
+def stop_reason(request: charging_pb2.StopSessionRequest) -> StopReason:
+    """The reason of a stop; REMOTE when none is given. InvalidRequest for one that only the mesh may use."""
+    reason = StopReason(request.reason) if request.reason in _values(StopReason) else None
+    if reason is StopReason.UNSPECIFIED:
+        return StopReason.REMOTE
+    if reason not in _STOPPABLE:
+        raise InvalidRequest(Violation("reason", "must be REMOTE, LOCAL, EV_DISCONNECTED, EMERGENCY_STOP or OTHER"))
+    return reason
+
+
+def limit(message: operations_pb2.Limit, now: int) -> Limit:
+    """A limit to be set. InvalidRequest names every wrong field."""
+    violations = list(_check_limit(message, now))
+    if violations:
+        raise InvalidRequest(*violations)
+    return Limit(
+        source=LimitSource(message.source),
+        limit_w=watts(message.limit_kw),
+        start_ms=millis(message.start_at) if message.HasField("start_at") else now,
+        end_ms=millis(message.end_at) if message.HasField("end_at") else None,
+        reason=message.reason,
+        grid_critical=message.grid_critical,
+    )
+
+
+def _check_limit(message: operations_pb2.Limit, now: int) -> Iterable[Violation]:
+    yield from _check_source(message.source, "limit.source")
+    if not message.HasField("limit_kw"):
+        yield Violation("limit.limit_kw", "is required")
+    elif not (math.isfinite(message.limit_kw) and 0 <= message.limit_kw <= _MAX_LIMIT_KW):
+        yield Violation("limit.limit_kw", f"must be from 0 to {_MAX_LIMIT_KW:g}")
+    start_ms = millis(message.start_at) if message.HasField("start_at") else now
+    if message.HasField("end_at") and millis(message.end_at) <= max(now, start_ms):
+        yield Violation("limit.end_at", "must be in the future and after limit.start_at")
+    if len(message.reason) > 256:
+        yield Violation("limit.reason", "must be at most 256 characters")
+
+
+def limit_source(source: int) -> LimitSource:
+    """A source to be cleared. InvalidRequest when it is none."""
+    violations = list(_check_source(source, "source"))
+    if violations:
+        raise InvalidRequest(*violations)
+    return LimitSource(source)
+
+
+def _check_source(source: int, field: str) -> Iterable[Violation]:
+    if source not in _values(LimitSource) or source == LimitSource.UNSPECIFIED:
+        yield Violation(field, "must be EMS, SO, CSO or OTHER")
+
+
+def _values(enum: type[IntEnum]) -> frozenset[int]:
+    return frozenset(enum)
+
+
+def limit_message(m: Limit) -> operations_pb2.Limit:
+    """A limit as it is shown."""
+    message = operations_pb2.Limit(
+        source=load_pb2.LimitSource.ValueType(m.source),
+        limit_kw=kilowatts(m.limit_w),
+        start_at=timestamp(m.start_ms),
+        reason=m.reason,
+        grid_critical=m.grid_critical,
+    )
+    if m.end_ms is not None:
+        message.end_at.CopyFrom(timestamp(m.end_ms))
+    return message
