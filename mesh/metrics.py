@@ -28,7 +28,7 @@ LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 def new_registry() -> CollectorRegistry:
     """A registry with what Prometheus' own libraries say of a process: CPU, memory, sockets, garbage collection."""
     # When a series began is in the process' start time; as series of their own they double the page.
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -136,7 +136,7 @@ class Station:
         return self._take()
 
     def charge(self, charge: Charge, now: int) -> list[Event]:
-        """Admits a session: one event is Admitted, or Repeated for a known key. Refused says why not, and when to try again."""
+        """Admits a session: one event is Admitted, or Repeated for a known key. Refused says why not, and until when."""
         self._pass_to(now)
         if self.known(charge.key):
             return self.repeat(charge.key, charge.body, charge.attempt_id, now)

@@ -1,0 +1,99 @@
+import itertools
+
+import pytest
+
+from mesh.model import SessionState
+from substation.sessions import IllegalMove, Session, Trigger
+from tests.substation.rig import NOW, a_charge
+
+LEGAL = {
+    (SessionState.SUSPENDED_EVSE, Trigger.GRANT): SessionState.CHARGING,
+    (SessionState.SUSPENDED_EVSE, Trigger.SATISFY): SessionState.EV_CONNECTED,
+    (SessionState.SUSPENDED_EVSE, Trigger.END): SessionState.ENDED,
+    (SessionState.CHARGING, Trigger.SUSPEND): SessionState.SUSPENDED_EVSE,
+    (SessionState.CHARGING, Trigger.IDLE): SessionState.SUSPENDED_EV,
+    (SessionState.CHARGING, Trigger.SATISFY): SessionState.EV_CONNECTED,
+    (SessionState.CHARGING, Trigger.END): SessionState.ENDED,
+    (SessionState.SUSPENDED_EV, Trigger.DRAW): SessionState.CHARGING,
+    (SessionState.SUSPENDED_EV, Trigger.SUSPEND): SessionState.SUSPENDED_EVSE,
+    (SessionState.SUSPENDED_EV, Trigger.SATISFY): SessionState.EV_CONNECTED,
+    (SessionState.SUSPENDED_EV, Trigger.END): SessionState.ENDED,
+    (SessionState.EV_CONNECTED, Trigger.END): SessionState.ENDED,
+}
+
+
+def a_session(**changes: object) -> Session:
+    session = Session("a.x", a_charge(), NOW, NOW, "", metered_ms=NOW)
+    for name, value in changes.items():
+        setattr(session, name, value)
+    return session
+
+
+@pytest.mark.parametrize(("state", "trigger"), list(itertools.product(SessionState, Trigger)))
+def test_each_trigger_moves_as_the_table_says_or_is_an_error(state: SessionState, trigger: Trigger) -> None:
+    session = a_session(state=state)
+    if (state, trigger) in LEGAL:
+        session.move(trigger)
+        assert session.state is LEGAL[state, trigger]
+    else:
+        with pytest.raises(IllegalMove):
+            session.move(trigger)
+        assert session.state is state
+
+
+def test_the_register_grows_with_the_measured_power_and_the_scale() -> None:
+    session = a_session(measured_w=10_000)
+    assert session.delivered_at(NOW + 1_000, scale=60) == 10_000 * 1_000 * 60
+
+
+def test_the_register_never_passes_what_was_asked() -> None:
+    session = a_session(measured_w=10_000)
+    session.meter(NOW + 10**9, scale=60)
+    assert session.delivered_mj == session.target_mj
+
+
+def test_the_register_stands_still_when_the_clock_goes_back() -> None:
+    session = a_session(measured_w=10_000)
+    session.meter(NOW + 5_000, scale=1)
+    register = session.delivered_mj
+    session.meter(NOW, scale=1)
+    assert (session.delivered_mj, session.metered_ms) == (register, NOW + 5_000)
+
+
+def test_satisfaction_is_predicted_to_the_millisecond_and_never_early() -> None:
+    session = a_session(measured_w=7_001)
+    at = session.satisfied_at(scale=7)
+    assert at is not None
+    assert session.delivered_at(at, 7) == session.target_mj
+    assert session.delivered_at(at - 1, 7) < (session.target_mj or 0)
+
+
+def test_a_car_that_draws_nothing_is_not_predicted_but_one_that_has_all_is() -> None:
+    assert a_session().satisfied_at(scale=1) is None
+    assert a_session(delivered_mj=36_000_000_000).satisfied_at(scale=1) == NOW
+    until_full = Session("a.x", a_charge(energy_j=None), NOW, NOW, "", metered_ms=NOW, measured_w=5)
+    assert until_full.satisfied_at(scale=1) is None
+    assert until_full.remaining_mj() is None
+    assert until_full.delivered_at(NOW + 1_000, 1) == 5_000
+
+
+def test_an_offer_counts_until_a_later_one_is_confirmed_or_its_lease_is_over() -> None:
+    session = a_session()
+    first = session.offer(9_000, NOW + 10_000)
+    second = session.offer(4_000, NOW + 13_000)
+    session.granted_w = 4_000
+    assert session.held_w == 9_000
+    assert session.lapses_at() == NOW + 10_000
+    session.confirm(first.number)
+    assert session.held_w == 9_000
+    session.lapse(NOW + 10_000)
+    assert session.held_w == 4_000
+    session.offer(6_000, NOW + 16_000)
+    session.confirm(second.number)
+    assert session.held_w == 6_000
+    session.confirm(second.number + 1)
+    assert (session.held_w, session.committed_w, len(session.offers)) == (6_000, 6_000, 1)
+
+
+def test_what_remains_is_what_was_asked_less_the_register() -> None:
+    assert a_session(delivered_mj=1_000).remaining_mj() == 36_000_000_000 - 1_000

@@ -1,0 +1,446 @@
+import pytest
+
+from mesh.errors import AttemptFenced, MeshError, NotFound, PreconditionFailed, Refused, Unavailable
+from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, SessionState, StopReason
+from substation import events as ev
+from substation.limits import Limit
+from substation.sessions import Session
+from substation.station import REMEMBER_MS, Memory
+from tests.substation.rig import NOW, Rig, a_charge, a_config, an_attempt
+
+EMS, SO = LimitSource.EMS, LimitSource.SO
+HOUR = 3_600
+
+
+def refusal(rig: Rig, **charge: object) -> MeshError:
+    with pytest.raises(MeshError) as caught:
+        rig.charge(a_charge("new", **charge))  # type: ignore[arg-type]
+    return caught.value
+
+
+# --- admission
+
+
+def test_an_admitted_car_is_granted_its_power_and_charges() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    assert (session.state, session.granted_w, session.limit_reason) == (
+        SessionState.CHARGING,
+        11_000,
+        LimitReason.UNSPECIFIED,
+    )
+    assert session.session_id.startswith("a.")
+    assert session.departure_assumed
+    rig.run(6)
+    assert 0 < session.measured_w <= 11_000
+
+
+def test_the_same_key_gets_the_same_session_and_raises_its_attempt() -> None:
+    rig = Rig()
+    first = rig.charge(a_charge(attempt=5))
+    again = rig.do(rig.station.charge(a_charge(attempt=7), rig.now))
+    assert again == [ev.Repeated(first, raised=True)]
+    assert first.attempt_id == an_attempt(7)
+    late = rig.station.repeat(first.charge.key, b"body", an_attempt(6), rig.now)
+    assert late == [ev.Repeated(first, raised=False)]
+    assert first.attempt_id == an_attempt(7)
+
+
+def test_a_key_used_for_another_car_changes_nothing() -> None:
+    rig = Rig()
+    rig.charge(a_charge())
+    before = rig.station.load()
+    with pytest.raises(PreconditionFailed) as caught:
+        rig.charge(a_charge(body=b"another"))
+    assert caught.value.reason is ErrorReason.KEY_REUSED
+    assert rig.station.load() == before
+
+
+def test_a_car_without_a_plug_is_refused_until_one_is_free() -> None:
+    rig = Rig(a_config(charge_points=1))
+    session = rig.charge(a_charge(departure_ms=NOW + 90_000))
+    error = refusal(rig)
+    assert (type(error), error.reason, error.retry_after_ms) == (Refused, ErrorReason.NO_CHARGE_POINT, 90_000)
+    rig.do(rig.station.stop(session.session_id, StopReason.REMOTE, rig.now))
+    assert rig.charge(a_charge("new")).live
+
+
+def test_without_any_known_end_the_retry_delay_is_half_a_minute() -> None:
+    rig = Rig(a_config(charge_points=1))
+    rig.charge(a_charge(energy_j=None))
+    assert refusal(rig).retry_after_ms == 30_000
+
+
+def test_a_floor_above_the_limit_is_refused_until_the_limit_ends() -> None:
+    rig = Rig()
+    rig.set_limit(Limit(SO, 3_000, NOW, NOW + 60_000))
+    error = refusal(rig)
+    assert (error.reason, error.retry_after_ms) == (ErrorReason.FLOOR_ABOVE_LIMIT, 60_000)
+    assert rig.charge(a_charge("small", floor_w=1_380)).granted_w == 3_000
+
+
+def test_when_too_many_wait_for_a_turn_the_next_is_refused() -> None:
+    rig = Rig(a_config(rated_w=4_140))
+    for n in range(10):
+        rig.charge(a_charge(str(n)))
+    assert refusal(rig).reason is ErrorReason.TOO_MANY_WAITING
+
+
+def test_draining_refuses_new_cars_and_lets_live_ones_go_on() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    assert rig.do(rig.station.drain(True, rig.now)) == [ev.DrainChanged()]
+    assert rig.station.drain(True, rig.now) == []
+    assert refusal(rig).reason is ErrorReason.NOT_ACCEPTING
+    assert rig.station.load().not_accepting is NotAccepting.DRAINING
+    rig.run(10)
+    assert session.measured_w > 0
+    rig.do(rig.station.drain(False, rig.now))
+    assert rig.charge(a_charge("new")).live
+
+
+def test_a_ledger_that_cannot_write_admits_nothing() -> None:
+    rig = Rig()
+    rig.station.block(NotAccepting.LEDGER)
+    error = refusal(rig)
+    assert (type(error), error.reason) == (Unavailable, ErrorReason.LEDGER_UNAVAILABLE)
+    rig.station.block(NotAccepting.UNSPECIFIED)
+    assert rig.charge(a_charge()).live
+
+
+def test_a_withdrawn_admission_leaves_no_trace() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.do(rig.station.withdraw(session.session_id, rig.now))
+    assert list(rig.station.sessions(include_ended=True)) == []
+    assert rig.station.load().committed_w == 0
+    assert rig.charge(a_charge(body=b"another")).live
+
+
+def test_an_admission_that_ended_before_it_could_be_kept_is_withdrawn_too() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.do(rig.station.stop(session.session_id, StopReason.REMOTE, rig.now))
+    rig.do(rig.station.withdraw(session.session_id, rig.now))
+    assert list(rig.station.sessions(include_ended=True)) == []
+
+
+# --- one session per key
+
+
+def test_a_resolved_key_is_fenced_for_this_attempt_and_older_ones_but_not_for_later_ones() -> None:
+    rig = Rig()
+    key = a_charge().key
+    assert rig.station.resolve(key, an_attempt(5), rig.now) == [ev.Fenced(key, an_attempt(5))]
+    assert rig.station.resolve(key, an_attempt(3), rig.now) == [ev.Fenced(key, an_attempt(5))]
+    for attempt in (4, 5):
+        with pytest.raises(AttemptFenced):
+            rig.charge(a_charge(attempt=attempt))
+    assert rig.charge(a_charge(attempt=6)).live
+
+
+def test_a_known_key_is_resolved_with_its_session() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    assert rig.station.resolve(session.charge.key, an_attempt(9), rig.now) == [ev.Repeated(session, raised=False)]
+
+
+def test_a_duplicate_ends_unless_its_own_attempt_is_later() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(attempt=5))
+    with pytest.raises(PreconditionFailed) as caught:
+        rig.station.end_duplicate(session.session_id, "b.x", an_attempt(4), rig.now)
+    assert caught.value.reason is ErrorReason.ATTEMPT_NEWER
+    assert session.live
+    rig.do(rig.station.end_duplicate(session.session_id, "b.x", an_attempt(6), rig.now))
+    assert (session.stop_reason, session.duplicate_of) == (StopReason.DUPLICATE, "b.x")
+    assert rig.station.end_duplicate(session.session_id, "b.x", an_attempt(4), rig.now) == []
+
+
+# --- a session's life
+
+
+def test_a_car_without_departure_leaves_when_it_has_what_it_asked_for() -> None:
+    rig = Rig(a_config(time_scale=60))
+    session = rig.charge(a_charge())
+    rig.run(HOUR / 60 + 10)
+    assert (session.state, session.stop_reason) == (SessionState.ENDED, StopReason.ENERGY_LIMIT_REACHED)
+    assert session.delivered_mj == 36_000_000_000
+    assert rig.station.load().free_charge_points == 120
+
+
+def test_a_car_with_a_departure_holds_its_plug_until_then() -> None:
+    rig = Rig(a_config(time_scale=60))
+    session = rig.charge(a_charge(departure_ms=NOW + 100_000))
+    rig.run(90)
+    assert session.state is SessionState.EV_CONNECTED
+    assert rig.station.load().active_sessions == 0
+    assert rig.station.load().free_charge_points == 119
+    assert rig.station.expected_end_ms(session) == NOW + 100_000
+    rig.run(11)
+    assert (session.ended_ms, session.stop_reason) == (NOW + 100_000, StopReason.ENERGY_LIMIT_REACHED)
+
+
+def test_a_car_that_leaves_early_ends_as_disconnected() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(departure_ms=NOW + 60_000))
+    rig.run(61)
+    assert (session.ended_ms, session.stop_reason) == (NOW + 60_000, StopReason.EV_DISCONNECTED)
+    assert 0 < session.delivered_mj < 36_000_000_000
+
+
+def test_a_car_that_charges_until_full_ends_when_it_says_so() -> None:
+    rig = Rig(a_config(time_scale=3600))
+    session = rig.charge(a_charge(energy_j=None))
+    rig.run(20)
+    assert session.stop_reason is StopReason.SOC_LIMIT_REACHED
+    assert rig.station.full(session.session_id, rig.now) == []
+
+
+def test_a_stop_frees_the_power_at_once_and_a_second_one_changes_nothing() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.run(10)
+    rig.do(rig.station.stop(session.session_id, StopReason.LOCAL, rig.now))
+    assert (session.stop_reason, session.ended_ms, rig.committed_w()) == (StopReason.LOCAL, rig.now, 0)
+    delivered = session.delivered_mj
+    rig.run(10)
+    assert rig.do(rig.station.stop(session.session_id, StopReason.REMOTE, rig.now)) == []
+    assert (session.stop_reason, session.delivered_mj) == (StopReason.LOCAL, delivered)
+
+
+def test_an_unknown_session_is_not_found() -> None:
+    rig = Rig()
+    with pytest.raises(NotFound):
+        rig.station.stop("a.nobody", StopReason.REMOTE, rig.now)
+    assert rig.station.confirmed("a.nobody", 1, rig.now) == []
+    assert rig.station.measured("a.nobody", 1, 1, rig.now) == []
+    assert rig.station.full("a.nobody", rig.now) == []
+
+
+def test_what_ended_is_remembered_for_24_hours() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.do(rig.station.stop(session.session_id, StopReason.REMOTE, rig.now))
+    rig.station.resolve(a_charge("fenced").key, an_attempt(5), rig.now)
+    rig.charge(a_charge("other", energy_j=10**12, max_w=5_000))
+    rig.run(REMEMBER_MS / 1000 - 60)
+    assert rig.station.known(session.charge.key)
+    rig.run(120)
+    assert not rig.station.known(session.charge.key)
+    with pytest.raises(NotFound):
+        rig.station.session(session.session_id)
+    assert rig.charge(a_charge("fenced", attempt=1)).live
+
+
+# --- power
+
+
+def test_power_is_lowered_first_and_handed_on_only_once_it_is_free() -> None:
+    rig = Rig(a_config(rated_w=11_000))
+    first = rig.charge(a_charge("1"))
+    rig.run(10)
+    second = rig.charge(a_charge("2"))
+    assert (first.granted_w, second.granted_w, first.held_w) == (5_500, 0, 11_000)
+    assert second.limit_reason is LimitReason.RAMP
+    rig.run(6)
+    assert (first.granted_w, second.granted_w) == (5_500, 5_500)
+    assert first.limit_reason is LimitReason.SHARED
+
+
+def test_a_cut_lowers_grants_at_once_and_says_whose_it_is() -> None:
+    rig = Rig()
+    sessions = [rig.charge(a_charge(str(n))) for n in range(20)]
+    rig.run(20)
+    rig.set_limit(Limit(SO, 50_000, rig.now))
+    assert sum(s.granted_w for s in sessions) <= 50_000
+    assert rig.committed_w() > 50_000
+    assert {(s.limit_reason, s.limit_source) for s in sessions} == {(LimitReason.LIMIT_CUT, SO)}
+    rig.run(5)
+    assert rig.committed_w() <= 50_000
+    assert rig.drawn_w() <= 50_000
+    (complied,) = rig.of(ev.LimitComplied)
+    assert isinstance(complied, ev.LimitComplied)
+    assert 0 < complied.took_ms <= 5_000
+    assert rig.station.load().over_limit_ms == 0
+
+
+def test_after_a_rise_of_the_limit_the_total_rises_by_a_sixtieth_a_second() -> None:
+    rig = Rig()
+    for n in range(20):
+        rig.charge(a_charge(str(n)))
+    rig.set_limit(Limit(EMS, 40_000, rig.now, rig.now + 20_000))
+    rig.run(20)
+    begin = rig.committed_w()
+    for second in range(1, 36):
+        rig.run(1)
+        assert rig.committed_w() <= begin + second * 100_000 // 60 + 1
+    rig.run(10)
+    assert rig.committed_w() > 95_000
+    assert rig.of(ev.LimitsChanged)
+
+
+def test_a_limit_that_is_cleared_twice_is_no_news_the_second_time() -> None:
+    rig = Rig()
+    rig.set_limit(Limit(EMS, 40_000, rig.now))
+    assert rig.station.limits() == [Limit(EMS, 40_000, rig.now)]
+    assert rig.station.clear_limit(EMS, rig.now) == [ev.LimitsChanged()]
+    assert rig.station.clear_limit(EMS, rig.now) == []
+
+
+def test_cars_whose_floors_do_not_fit_take_turns_and_all_get_energy() -> None:
+    rig = Rig(a_config(rated_w=5_000))
+    sessions = [rig.charge(a_charge(str(n))) for n in range(3)]
+    assert sorted(s.state for s in sessions) == sorted([SessionState.CHARGING] + [SessionState.SUSPENDED_EVSE] * 2)
+    assert {s.limit_reason for s in sessions if s.granted_w == 0} == {LimitReason.WAITING_TURN}
+    rig.run(3 * 900)
+    delivered = [s.delivered_at(rig.now, scale=1) for s in sessions]
+    assert min(delivered) > 0
+    assert max(delivered) < 1.1 * min(delivered)
+
+
+def test_what_a_car_leaves_undrawn_goes_to_others_until_it_reaches_for_it() -> None:
+    rig = Rig(a_config(rated_w=20_000))
+    lazy, eager = (
+        rig.charge(a_charge("lazy", energy_j=10**9)),
+        rig.charge(a_charge("eager", max_w=22_000, energy_j=10**9)),
+    )
+    rig.deaf = {lazy.session_id}
+    rig.cars.open(lazy.session_id)
+    rig.run(6)
+    rig.do(rig.station.measured(lazy.session_id, 5_000, 0, rig.now))
+    rig.run(61)
+    assert (lazy.granted_w, lazy.limit_reason) == (6_200, LimitReason.UNDRAWN)
+    rig.run(6)
+    assert eager.granted_w == 20_000 - 6_200
+    rig.do(rig.station.measured(lazy.session_id, 6_100, 0, rig.now))
+    assert lazy.draws_at_most_w is None
+
+
+def test_a_car_that_draws_nothing_of_its_grant_is_suspended_by_itself_until_it_draws() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.cars.open(session.session_id)
+    rig.run(61)
+    rig.do(rig.station.measured(session.session_id, 0, 0, rig.now))
+    rig.run(61)
+    assert (session.state, session.granted_w) == (SessionState.SUSPENDED_EV, 4_140)
+    rig.do(rig.station.measured(session.session_id, 4_100, 0, rig.now))
+    assert (session.state, session.granted_w) == (SessionState.CHARGING, 11_000)
+
+
+def test_a_disobedient_car_is_disconnected() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(energy_j=10**9))
+    rig.run(10)
+    rig.deaf = {session.session_id}
+    rig.cars.open(session.session_id)
+    rig.set_limit(Limit(SO, 5_000, rig.now))
+    for _ in range(9):
+        rig.do(rig.station.measured(session.session_id, 10_900, 0, rig.now))
+        rig.run(1)
+    assert session.live
+    rig.run(2)
+    assert session.stop_reason is StopReason.OVERCURRENT_FAULT
+    assert ev.Opened(session.session_id) in rig.events
+
+
+def test_a_car_that_draws_more_than_granted_without_any_cut_is_disconnected_too() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(energy_j=10**9))
+    rig.run(10)
+    rig.do(rig.station.measured(session.session_id, 14_000, 0, rig.now))
+    rig.cars.open(session.session_id)
+    rig.run(11)
+    assert session.stop_reason is StopReason.OVERCURRENT_FAULT
+
+
+def test_time_over_the_limit_is_counted_outside_the_obedience_time() -> None:
+    rig = Rig(a_config(rated_w=11_000))
+    session = rig.charge(a_charge(energy_j=10**9))
+    rig.run(10)
+    rig.cars.open(session.session_id)
+    rig.do(rig.station.measured(session.session_id, 11_400, 0, rig.now))
+    rig.run(3)
+    assert rig.station.load().over_limit_ms == 3_000
+
+
+def test_a_reading_that_completes_the_energy_ends_the_session_at_once() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.do(rig.station.measured(session.session_id, 9_000, 36_000_000_000, rig.now))
+    assert session.stop_reason is StopReason.ENERGY_LIMIT_REACHED
+    plugged = rig.charge(a_charge("2", departure_ms=NOW + HOUR * 1000))
+    rig.do(rig.station.measured(plugged.session_id, 9_000, 36_000_000_000, rig.now))
+    assert plugged.state is SessionState.EV_CONNECTED
+    rig.do(rig.station.measured(plugged.session_id, 0, 36_000_000_000, rig.now))
+
+
+# --- reports
+
+
+def test_the_report_sums_up_and_its_sequence_grows_with_commitments_only() -> None:
+    rig = Rig()
+    before = rig.station.load()
+    rig.charge(a_charge("1", departure_ms=NOW + 2 * HOUR * 1000))
+    rig.charge(a_charge("2"))
+    load = rig.station.load()
+    assert (load.demand_w, load.floor_w, load.granted_w, load.active_sessions) == (22_000, 8_280, 22_000, 2)
+    # 10 kWh in two hours take 5 kW; without a departure it is all the car can take.
+    assert load.required_w == 5_000 + 11_000
+    assert (load.admission_sequence, load.free_charge_points) == (2, 118)
+    assert load.sequence > before.sequence
+    rig.run(30)
+    sequence = rig.station.load().sequence
+    rig.run(3)
+    assert rig.station.load().sequence == sequence
+
+
+# --- after a restart
+
+
+def restart(rig: Rig, **config: int) -> Rig:
+    """A station that knows what the ledger would."""
+    kept = list(rig.station.sessions(include_ended=True))
+    memory = Memory(kept, rig.station.limits(), rig.station.draining)
+    return Rig(a_config(**config), memory=memory, before=rig)
+
+
+def test_after_a_restart_sessions_limits_drain_and_registers_are_back() -> None:
+    rig = Rig()
+    live, ended = rig.charge(a_charge("live")), rig.charge(a_charge("ended"))
+    rig.run(30)
+    rig.do(rig.station.stop(ended.session_id, StopReason.REMOTE, rig.now))
+    rig.set_limit(Limit(EMS, 60_000, rig.now))
+    rig.do(rig.station.drain(True, rig.now))
+    again = restart(rig)
+    assert again.station.session(live.session_id).live
+    assert again.station.known(ended.charge.key)
+    assert again.station.limits() == rig.station.limits()
+    assert again.station.draining
+    assert [event.session_id for event in again.of(ev.Offered)] == [live.session_id]  # type: ignore[union-attr]
+
+
+def test_after_a_restart_a_lower_limit_is_a_cut() -> None:
+    rig = Rig()
+    for n in range(9):
+        rig.charge(a_charge(str(n)))
+    rig.run(70)
+    again = restart(rig, rated_w=50_000)
+    assert again.station.load().granted_w <= 50_000
+    assert again.station.load().over_limit_ms == 0
+
+
+def test_fences_survive_a_restart() -> None:
+    key = a_charge().key
+    rig = Rig(memory=Memory(fences=[(key, an_attempt(5), NOW)]))
+    with pytest.raises(AttemptFenced):
+        rig.charge(a_charge(attempt=5))
+
+
+def test_sessions_are_listed_live_first_and_ended_on_request() -> None:
+    rig = Rig()
+    sessions: list[Session] = [rig.charge(a_charge(str(n))) for n in range(2)]
+    rig.do(rig.station.stop(sessions[0].session_id, StopReason.REMOTE, rig.now))
+    assert list(rig.station.sessions()) == [sessions[1]]
+    assert list(rig.station.sessions(include_ended=True)) == [sessions[1], sessions[0]]
