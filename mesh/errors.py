@@ -41,7 +41,7 @@ class MeshError(Exception):
     @property
     def definite(self) -> bool:
         """True when the call certainly admitted nothing (design: only then may another be asked)."""
-        return self.reason is not ErrorReason.OUTCOME_UNKNOWN
+        return self.reason not in {ErrorReason.OUTCOME_UNKNOWN, ErrorReason.INTERNAL}
 
 
 class InvalidRequest(MeshError):

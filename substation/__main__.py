@@ -67,12 +67,15 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     log.info(
         "substation serves", port=server.port, metrics_port=page.port, sessions=engine.report().load.active_sessions
     )
+    engine.broken.add_done_callback(lambda _: stopping.set())
     await stopping.wait()
     log.info("substation stops")
     engine.shut()
     await server.stop(settings.grace_s)
     await engine.stop()
     page.close()
+    if engine.broken.done():
+        engine.broken.result()
     slot.release()
 
 

@@ -6,29 +6,27 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 """
 
 import asyncio
-import copy
-from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass
 
 import structlog
 
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
-from mesh.errors import MeshError, NotFound, Unavailable
+from mesh.errors import MeshError, Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
 from substation import events as ev
-from substation import records
+from substation.batch import Batch
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
-from substation.ledger import Changes, Ledger, LedgerError, SessionRow
+from substation.ledger import Ledger, LedgerError
 from substation.limits import Limit
 from substation.load import Load
 from substation.metrics import SubstationMetrics
 from substation.plant import Plant
 from substation.sessions import Offer, Session
-from substation.station import REMEMBER_MS, Station
+from substation.shown import Shown
+from substation.station import Station
 
 log = structlog.get_logger()
 
@@ -36,8 +34,6 @@ log = structlog.get_logger()
 CHECKPOINT_S = 1.0
 FORGET_S = 3600.0
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
-# Entries of the stream of admissions that can be resumed from.
-_ADMISSIONS_HELD = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,45 +45,6 @@ class Report:
     time_scale: int
     generated_ms: int
     load: Load
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What the next commit is to write, and who waits for it."""
-
-    sessions: dict[str, Session] = field(default_factory=dict)
-    admitted: dict[str, Session] = field(default_factory=dict)
-    ended: set[str] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    fences: dict[Key, str] = field(default_factory=dict)
-    limits: bool = False
-    draining: bool = False
-    live: bool = False
-    forget: bool = False
-    waiting: list[asyncio.Future[None]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.sessions
-            or self.removed
-            or self.fences
-            or self.limits
-            or self.draining
-            or self.live
-            or self.forget
-            or self.waiting
-        )
-
-    def take_back(self, failed: "_Batch") -> None:
-        """Adds what a failed commit was to write; what is newer here stays."""
-        self.sessions = {**failed.sessions, **self.sessions}
-        self.ended |= failed.ended
-        self.removed |= failed.removed
-        self.fences = {**failed.fences, **self.fences}
-        self.limits |= failed.limits
-        self.draining |= failed.draining
-        self.live |= failed.live
-        self.forget |= failed.forget
 
 
 class Engine:
@@ -102,24 +59,21 @@ class Engine:
         self._clock = clock
         self._metrics = metrics
         self.epoch = epoch
-        self._batch = _Batch()
+        self._batch = Batch()
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        # Sessions as last committed: all that is ever shown.
-        self._shown = {s.session_id: copy.copy(s) for s in station.sessions(include_ended=True)}
+        self.shown = Shown(station.sessions(include_ended=True))
         # What the ledger says each car may hold, and raises above it that wait for their commit.
         self._kept_w = {s.session_id: s.committed_w for s in station.sessions()}
         self._raises: dict[str, Offer] = {}
-        self._admissions: deque[Session] = deque(maxlen=_ADMISSIONS_HELD)
         self._load = station.load()
-        self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._listeners: set[asyncio.Event] = set()
-        self._delivered_mj = 0
         # No more streams, then no more commits.
         self.closing = False
         self._stopping = False
+        # Set with what went wrong when the engine cannot go on: a defect, not a failure of the disk.
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -127,16 +81,24 @@ class Engine:
         """Begins to turn: cars, timers, commits."""
         self._plant.start(self._hear)
         self._tasks = [asyncio.create_task(self._commit_forever()), asyncio.create_task(self._checkpoint_forever())]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
         self._absorb(self._station.advance(self._clock.now_ms()))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)
 
     def shut(self) -> None:
         """Admits nothing more and ends the streams, because the process stops."""
         self.closing = True
         self._station.block(NotAccepting.SHUTTING_DOWN)
         self._absorb(self._station.settle())
-        self._tell_listeners()
-        for session_id in self._watchers:
-            self._notify(session_id)
+        self.shown.tell_all()
 
     async def stop(self) -> None:
         """Writes the registers a last time and ends."""
@@ -174,18 +136,18 @@ class Engine:
         found = next((event for event in events if isinstance(event, ev.Repeated)), None)
         fenced = next((event.attempt_id for event in events if isinstance(event, ev.Fenced)), "")
         await self._committed(events)
-        return self._shown[found.session.session_id] if found else fenced
+        return self.shown.session(found.session.session_id) if found else fenced
 
     async def stop_session(self, session_id: str, reason: StopReason) -> Session:
         """The session as it ended."""
         await self._committed(self._station.stop(session_id, reason, self._clock.now_ms()))
-        return self._shown[session_id]
+        return self.shown.session(session_id)
 
     async def end_duplicate(self, session_id: str, survivor_id: str, survivor_attempt: str) -> Session:
         """The session as it ended, for the one that stays elsewhere."""
         now = self._clock.now_ms()
         await self._committed(self._station.end_duplicate(session_id, survivor_id, survivor_attempt, now))
-        return self._shown[session_id]
+        return self.shown.session(session_id)
 
     async def set_limit(self, limit: Limit) -> None:
         """Grants are lowered before this waits for the disk."""
@@ -201,17 +163,6 @@ class Engine:
 
     # --- what is shown ---------------------------------------------------------------------------------
 
-    def session(self, session_id: str) -> Session:
-        """A session as last committed. NotFound."""
-        shown = self._shown.get(session_id)
-        if shown is None:
-            raise NotFound(ErrorReason.SESSION_NOT_FOUND, f"no session {session_id!r} here")
-        return shown
-
-    def sessions(self) -> Iterable[Session]:
-        """All sessions as last committed, also those that ended within 24 h."""
-        return self._shown.values()
-
     def limits(self) -> list[Limit]:
         return self._station.limits()
 
@@ -224,57 +175,13 @@ class Engine:
         """When a session should be done."""
         return self._station.expected_end_ms(session)
 
-    def admissions_after(self, sequence: int) -> list[Session] | None:
-        """Entries after `sequence`, in order; None when they are no longer all held."""
-        if sequence < self._oldest_admission():
-            return None
-        news = takewhile(lambda session: session.admission_sequence > sequence, reversed(self._admissions))
-        return list(news)[::-1]
-
-    def admission_snapshot(self) -> tuple[list[Session], int]:
-        """All sessions, and the position in the stream up to which they are complete."""
-        return list(self._shown.values()), self._last_admission()
-
-    def _oldest_admission(self) -> int:
-        held = self._admissions
-        return held[0].admission_sequence if len(held) == held.maxlen else 0
-
-    def _last_admission(self) -> int:
-        return self._admissions[-1].admission_sequence if self._admissions else 0
-
-    def watch(self, session_id: str) -> asyncio.Event:
-        """An event that is set whenever the session shows something new. Give it back with `unwatch`."""
-        self.session(session_id)
-        event = asyncio.Event()
-        self._watchers.setdefault(session_id, set()).add(event)
-        return event
-
-    def unwatch(self, session_id: str, event: asyncio.Event) -> None:
-        watchers = self._watchers.get(session_id, set())
-        watchers.discard(event)
-        if not watchers:
-            self._watchers.pop(session_id, None)
-
-    def listen(self) -> asyncio.Event:
-        """An event that is set whenever the load or the admissions have news. Give it back with `unlisten`."""
-        event = asyncio.Event()
-        self._listeners.add(event)
-        return event
-
-    def unlisten(self, event: asyncio.Event) -> None:
-        self._listeners.discard(event)
-
-    def delivered_j(self) -> int:
-        """Energy delivered since the start, as committed, in joules."""
-        return self._delivered_mj // 1000
-
     # --- events in -------------------------------------------------------------------------------------
 
     async def _admission(self, events: list[ev.Event]) -> tuple[Session, bool]:
         # What time brought along may come first.
         outcome = next(event for event in events if isinstance(event, ev.Admitted | ev.Repeated))
         await self._committed(events)
-        shown = self._shown.get(outcome.session.session_id)
+        shown = self.shown.get(outcome.session.session_id)
         if shown is None:
             # A repeat of an admission that the disk did not take.
             raise _unknown()
@@ -290,6 +197,12 @@ class Engine:
         await done
 
     def _hear(self, said: list[CarEvent]) -> None:
+        try:
+            self._tell_station(said)
+        except Exception as error:
+            self._break(error)
+
+    def _tell_station(self, said: list[CarEvent]) -> None:
         now = self._clock.now_ms()
         for event in said:
             match event:
@@ -303,7 +216,10 @@ class Engine:
 
     def _tick(self) -> None:
         self._timer = None
-        self._absorb(self._station.advance(self._clock.now_ms()))
+        try:
+            self._absorb(self._station.advance(self._clock.now_ms()))
+        except Exception as error:
+            self._break(error)
 
     def _absorb(self, events: list[ev.Event]) -> None:
         """Notes what is to be kept, and does at once what need not wait."""
@@ -318,18 +234,15 @@ class Engine:
         batch = self._batch
         match event:
             case ev.Admitted(session):
-                batch.admitted[session.session_id] = batch.sessions[session.session_id] = session
-                batch.live = True
+                batch.admit(session)
             case ev.Repeated(session, raised=True):
                 batch.sessions[session.session_id] = session
             case ev.Ended(session):
-                batch.sessions[session.session_id] = session
-                batch.ended.add(session.session_id)
-                batch.live = True
+                batch.end(session)
             case ev.Changed():
                 batch.live = True
             case ev.Metered(session):
-                self._show_measured(session)
+                self.shown.measured(session.session_id, session.measured_w)
             case ev.Offered(session_id, offer):
                 self._send(session_id, offer)
             case ev.Opened(session_id):
@@ -353,26 +266,11 @@ class Engine:
             self._raises.pop(session_id, None)
             self._plant.offer(session_id, offer)
 
-    def _show_measured(self, session: Session) -> None:
-        """Power is shown as it is measured; only registers wait for the disk."""
-        shown = self._shown.get(session.session_id)
-        if shown is not None and shown.live:
-            shown.measured_w = session.measured_w
-            self._notify(session.session_id)
-
     def _publish_load(self) -> None:
         load = self._station.load()
         if load.sequence != self._load.sequence:
-            self._tell_listeners()
+            self.shown.tell_listeners()
         self._load = load
-
-    def _tell_listeners(self) -> None:
-        for event in self._listeners:
-            event.set()
-
-    def _notify(self, session_id: str) -> None:
-        for event in self._watchers.get(session_id, ()):
-            event.set()
 
     def _arm(self) -> None:
         if self._timer:
@@ -400,15 +298,14 @@ class Engine:
     def _forget(self) -> None:
         """Lets go of what ended more than 24 h ago, here and in the ledger."""
         self._batch.forget = True
-        kept = {session.session_id for session in self._station.sessions(include_ended=True)}
-        self._shown = {name: session for name, session in self._shown.items() if name in kept}
+        self.shown.keep_only(session.session_id for session in self._station.sessions(include_ended=True))
 
     async def _commit_forever(self) -> None:
         retry_s = _RETRY_LEAST_S
         while not (self._stopping and not self._batch):
             await self._wake.wait()
             self._wake.clear()
-            batch, self._batch = self._batch, _Batch()
+            batch, self._batch = self._batch, Batch()
             try:
                 await self._commit(batch)
             except LedgerError as error:
@@ -422,11 +319,12 @@ class Engine:
                 retry_s = _RETRY_LEAST_S
                 self._unblock()
 
-    async def _commit(self, batch: _Batch) -> None:
+    async def _commit(self, batch: Batch) -> None:
         """Writes one batch, then lets out what waited for it."""
-        live, changed = self._copies(batch)
-        changes = self._changes(batch, live, changed)
-        kept = {session.session_id: session.committed_w for session in live}
+        now = self._clock.now_ms()
+        copies = batch.copies(self._station, now)
+        changes = batch.changes(self._station, copies, now)
+        kept = {session.session_id: session.committed_w for session in copies.live}
         raises, self._raises = self._raises, {}
         started = seconds()
         try:
@@ -436,48 +334,14 @@ class Engine:
             raise
         self._metrics.commit.observe(seconds() - started)
         self._kept_w = kept
-        self._show(live, changed)
-        self._metrics.count_ended(session for session in changed if session.session_id in batch.ended)
-        self._release(batch, raises)
-
-    def _copies(self, batch: _Batch) -> tuple[list[Session], list[Session]]:
-        """All live sessions, and those whose rows changed in the order of their admissions, as of this moment."""
-        now, scale = self._clock.now_ms(), self._station.config.time_scale
-        live = {session.session_id: copy.copy(session) for session in self._station.sessions()}
-        for session in live.values():
-            session.meter(now, scale)
-        changed = [live.get(name) or copy.copy(session) for name, session in batch.sessions.items()]
-        return list(live.values()), sorted(changed, key=lambda session: session.admission_sequence)
-
-    def _changes(self, batch: _Batch, live: list[Session], changed: list[Session]) -> Changes:
-        now = self._clock.now_ms()
-        changes = Changes(
-            sessions=[SessionRow(s.session_id, s.ended_ms, records.session_body(s)) for s in changed],
-            removed=list(batch.removed),
-            fences=[(key, attempt_id, now) for key, attempt_id in batch.fences.items()],
-            state={"live": records.live_body(live)},
-            forget_before_ms=now - REMEMBER_MS if batch.forget else None,
-        )
-        if batch.limits:
-            changes.state["limits"] = records.limits_body(self._station.limits())
-        if batch.draining:
-            changes.state["draining"] = int(self._station.draining)
-        return changes
-
-    def _show(self, live: list[Session], changed: list[Session]) -> None:
-        """Shows what is now on disk, and appends to the stream of admissions."""
-        for session in (*live, *(s for s in changed if not s.live)):
-            before = self._shown.get(session.session_id)
-            self._delivered_mj += session.delivered_mj - (before.delivered_mj if before else 0)
-            self._shown[session.session_id] = session
+        for session in copies.live:
             # Read anew: the copy is as old as the commit took.
             session.measured_w = self._station.session(session.session_id).measured_w
-            self._notify(session.session_id)
-        self._admissions.extend(changed)
-        if changed:
-            self._tell_listeners()
+        self.shown.publish(copies.live, copies.changed)
+        self._metrics.count_ended(session for session in copies.changed if session.session_id in batch.ended)
+        self._release(batch, raises)
 
-    def _release(self, batch: _Batch, raises: dict[str, Offer]) -> None:
+    def _release(self, batch: Batch, raises: dict[str, Offer]) -> None:
         """Plugs in who was admitted, sends the raises that are kept now, and lets the callers go on."""
         for session in batch.admitted.values():
             if session.live:
@@ -486,23 +350,17 @@ class Engine:
             # A later, lower offer may have gone out meanwhile: the car keeps to the highest number.
             if session_id in self._kept_w:
                 self._plant.offer(session_id, offer)
-        for done in batch.waiting:
-            if not done.done():
-                done.set_result(None)
+        batch.resolve(None)
 
-    def _failed(self, batch: _Batch, message: str) -> None:
+    def _failed(self, batch: Batch, message: str) -> None:
         """The disk did not take it: undo what nobody was told of, keep the rest for the next try."""
         log.error("ledger cannot be written: not accepting", error=message)
         self._station.block(NotAccepting.LEDGER)
         now = self._clock.now_ms()
-        for session_id in batch.admitted:
-            batch.sessions.pop(session_id, None)
-            batch.removed.add(session_id)
+        for session_id in batch.withdraw_admissions():
             self._absorb(self._station.withdraw(session_id, now))
         self._batch.take_back(batch)
-        for done in batch.waiting:
-            if not done.done():
-                done.set_exception(_unknown())
+        batch.resolve(_unknown())
         self._absorb(self._station.settle())
 
     def _unblock(self) -> None:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesh.model import LimitReason, LimitSource
+from substation import draw
 from substation.sessions import Session, Trigger
 from substation.sharing import Claim, SharingPolicy
 
 # Seconds of charging: how long a turn lasts, and how long the whole limit takes to be ramped up.
 TURN_S = 900
 RAMP_S = 60
-# A car may take 5 s to obey; 5 s after that its power must show it.
-OBEY_MS = 10_000
 # A raise that must wait for others is not handed on in crumbs.
 LEAST_RAISE_W = 1_000
 
@@ -100,8 +99,7 @@ def lower(active: Sequence[Session], targets: dict[str, int], now: int) -> list[
         if session.granted_w == 0:
             session.last_on_ms = now
             session.move(Trigger.SUSPEND)
-        if disobeys(session) and session.obey_by_ms is None:
-            session.obey_by_ms = now + OBEY_MS
+        draw.time_obedience(session, now)
     return lowered
 
 
@@ -122,11 +120,6 @@ def raise_(active: Sequence[Session], targets: dict[str, int], free_w: int) -> l
         session.undrawn_since_ms = None
         raised.append(session)
     return raised
-
-
-def disobeys(session: Session) -> bool:
-    """Draws clearly more than granted; 5 % and 100 W are a meter's tolerance."""
-    return session.measured_w > session.granted_w * 105 // 100 + 100
 
 
 def explain(session: Session, target_w: int, budget: Budget) -> None:

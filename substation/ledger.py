@@ -12,7 +12,8 @@ from pathlib import Path
 from mesh.charge import Key
 from mesh.settings import StartupError
 from substation import records
-from substation.station import REMEMBER_MS, Memory
+from substation.keys import REMEMBER_MS
+from substation.station import Memory
 
 SCHEMA_VERSION = 1
 _SCHEMA = """

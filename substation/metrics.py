@@ -81,7 +81,9 @@ class _Gauges(Collector):
             load.over_limit_ms / 1000,
         )
         yield _counter(
-            "substation_energy_delivered_joules", "Energy delivered since the start.", self._engine.delivered_j()
+            "substation_energy_delivered_joules",
+            "Energy delivered since the start.",
+            self._engine.shown.delivered_mj // 1000,
         )
 
     @staticmethod

@@ -42,7 +42,7 @@ class Page:
 def query(request: charging_pb2.ListSessionsRequest) -> Query:
     """The query of a request. InvalidRequest names the field."""
     if request.page_size > _MOST:
-        raise InvalidRequest(Violation("page_size", f"must be at most {_MOST}"))
+        raise InvalidRequest(Violation("page_size", f"must be from 1 to {_MOST}, or absent for {_DEFAULT}"))
     return Query(
         page_size=request.page_size or _DEFAULT,
         include_ended=request.include_ended or charging_pb2.SESSION_STATE_ENDED in request.states,

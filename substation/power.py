@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from substation import grants
-from substation.grants import OBEY_MS, Budget, Ramp, Turns
+from substation.draw import OBEY_MS
+from substation.grants import Budget, Ramp, Turns
 from substation.limits import Limits
 from substation.sessions import Session
 from substation.sharing import SharingPolicy

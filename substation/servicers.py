@@ -107,13 +107,13 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
     async def GetSession(
         self, request: charging_pb2.GetSessionRequest, context: Context
     ) -> charging_pb2.GetSessionResponse:
-        session = self._engine.session(request.session_id)
+        session = self._engine.shown.session(request.session_id)
         return charging_pb2.GetSessionResponse(session=_shown(self._engine, session))
 
     async def ListSessions(
         self, request: charging_pb2.ListSessionsRequest, context: Context
     ) -> charging_pb2.ListSessionsResponse:
-        page = paging.page(self._engine.sessions(), paging.query(request), request.page_token)
+        page = paging.page(self._engine.shown.sessions(), paging.query(request), request.page_token)
         return charging_pb2.ListSessionsResponse(
             sessions=[_shown(self._engine, session) for session in page.sessions], next_page_token=page.next_token
         )
@@ -127,17 +127,17 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
     async def WatchSession(
         self, request: charging_pb2.WatchSessionRequest, context: Context
     ) -> AsyncIterator[charging_pb2.WatchSessionResponse]:
-        news = self._engine.watch(request.session_id)
+        news = self._engine.shown.watch(request.session_id)
         try:
             while True:
                 news.clear()
-                session = self._engine.session(request.session_id)
+                session = self._engine.shown.session(request.session_id)
                 yield charging_pb2.WatchSessionResponse(session=_shown(self._engine, session))
                 if not session.live:
                     return
                 await _news(self._engine, news, _WATCH_S)
         finally:
-            self._engine.unwatch(request.session_id, news)
+            self._engine.shown.unwatch(request.session_id, news)
 
 
 class Reports(reports_pb2_grpc.LoadReportServiceServicer):
@@ -152,7 +152,7 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         interval = _seconds(request.interval) if request.HasField("interval") else 1.0
         if not 0.1 <= interval <= 60:
             raise InvalidRequest(Violation("interval", "must be from 0.1 s to 60 s"))
-        news = self._engine.listen()
+        news = self._engine.shown.listen()
         try:
             while True:
                 news.clear()
@@ -160,7 +160,7 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                 yield reports_pb2.StreamLoadReportsResponse(report=wire.load_report(report))
                 await self._next_report(report.load.sequence, news, interval)
         finally:
-            self._engine.unlisten(news)
+            self._engine.shown.unlisten(news)
 
     async def _next_report(self, sent: int, news: asyncio.Event, interval: float) -> None:
         """Until the commitments have changed, at the earliest 20 ms and at the latest `interval` from now."""
@@ -173,16 +173,16 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
     async def StreamAdmissions(
         self, request: reports_pb2.StreamAdmissionsRequest, context: Context
     ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
-        news = self._engine.listen()
+        news = self._engine.shown.listen()
         try:
             after = self._resume(request)
             if after is None:
-                sessions, after = self._engine.admission_snapshot()
+                sessions, after = self._engine.shown.admission_snapshot()
                 for message in self._snapshot(sessions, after):
                     yield message
             while True:
                 news.clear()
-                entries = self._engine.admissions_after(after)
+                entries = self._engine.shown.admissions_after(after)
                 if entries is None:
                     raise Unavailable(ErrorReason.NO_SUBSTATION, "the reader fell behind; start anew", 0)
                 for chunk in _chunks(entries):
@@ -190,14 +190,14 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                     yield self._message(reports_pb2.ADMISSION_PHASE_CHANGES, chunk, after)
                 await _news(self._engine, news, 60.0)
         finally:
-            self._engine.unlisten(news)
+            self._engine.shown.unlisten(news)
 
     def _resume(self, request: reports_pb2.StreamAdmissionsRequest) -> int | None:
         """The position to go on from, or None when it takes a snapshot."""
         if not request.HasField("after") or request.after.epoch != self._engine.epoch:
             return None
         sequence = request.after.sequence
-        return None if self._engine.admissions_after(sequence) is None else sequence
+        return None if self._engine.shown.admissions_after(sequence) is None else sequence
 
     def _snapshot(self, sessions: list[Session], sequence: int) -> Iterable[reports_pb2.StreamAdmissionsResponse]:
         for chunk in _chunks(sessions):

@@ -11,8 +11,9 @@ from random import Random
 
 from mesh import ids
 from mesh.charge import Charge, Key
-from mesh.errors import AttemptFenced, NotFound, PreconditionFailed, Refused, Unavailable
-from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
+from mesh.errors import NotFound, PreconditionFailed
+from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
+from substation import admission, draw
 from substation.events import (
     Admitted,
     Changed,
@@ -27,26 +28,16 @@ from substation.events import (
     Opened,
     Repeated,
 )
-from substation.grants import OBEY_MS, disobeys
+from substation.keys import REMEMBER_MS, Keys
 from substation.limits import Limit, Limits
 from substation.load import Load, sums
 from substation.power import Power
 from substation.sessions import Session, Trigger
 from substation.sharing import EqualShare, SharingPolicy
 
-# How long a key and its session are remembered after the end.
-REMEMBER_MS = 24 * 3_600_000
-# With floors for more than ten times the limit a car would get a turn every tenth time: refuse.
-WAITING_FACTOR = 10
 # Without a departure, sharing plans with four hours of charging or twice the time at full power.
 _ASSUMED_STAY_S = 4 * 3600
 _ASSUMED_FACTOR = 2
-# A car that draws under 90 % of its grant for 60 s of charging keeps what it draws and some room.
-_UNDRAWN_PERCENT = 90
-_REACHES_PERCENT = 95
-_UNDRAWN_S = 60
-_ROOM_W = 700
-_RETRY_LEAST_MS, _RETRY_MOST_MS, _RETRY_DEFAULT_MS = 1_000, 3_600_000, 30_000
 
 
 @dataclass(frozen=True)
@@ -93,8 +84,7 @@ class Station:
         self._live: dict[str, Session] = {}
         # In the order of their ends, so that the oldest are forgotten first.
         self._ended: dict[str, Session] = {}
-        self._by_key: dict[Key, Session] = {}
-        self._fences: dict[Key, tuple[str, int]] = {}
+        self._keys = Keys(memory.sessions, memory.fences)
         self._events: list[Event] = []
         self._touched: dict[str, Session] = {}
         self._sequence = 0
@@ -105,10 +95,7 @@ class Station:
 
     def _restore(self, memory: Memory, now: int) -> None:
         for session in sorted(memory.sessions, key=lambda s: s.ended_ms or 0):
-            self._by_key[session.charge.key] = session
             (self._live if session.live else self._ended)[session.session_id] = session
-        for key, attempt_id, at in memory.fences:
-            self._fences[key] = (attempt_id, at)
         if self._live:
             self._power.recover(self._live.values(), now)
             self._renew_ms = now
@@ -118,16 +105,12 @@ class Station:
 
     def known(self, key: Key) -> bool:
         """Whether the key has a session here, also one that ended within 24 h."""
-        return key in self._by_key
+        return self._keys.get(key) is not None
 
     def repeat(self, key: Key, body: bytes, attempt_id: str, now: int) -> list[Event]:
         """The session of a known key, as Repeated. PreconditionFailed when the body is another."""
         self._pass_to(now)
-        session = self._by_key[key]
-        if session.charge.body != body:
-            raise PreconditionFailed(
-                ErrorReason.KEY_REUSED, f"request_id {key.request_id!r} was used for another request"
-            )
+        session = self._keys.same_request(key, body)
         raised = attempt_id > session.attempt_id
         if raised:
             session.attempt_id = attempt_id
@@ -136,14 +119,14 @@ class Station:
         return self._take()
 
     def charge(self, charge: Charge, now: int) -> list[Event]:
-        """Admits a session: one event is Admitted, or Repeated for a known key. Refused says why not, and until when."""
+        """Admits a session as Admitted, or finds it as Repeated. Refused says why not, and when to try again."""
         self._pass_to(now)
         if self.known(charge.key):
             return self.repeat(charge.key, charge.body, charge.attempt_id, now)
-        self._check_fence(charge.key, charge.attempt_id)
-        self._check_admission(charge)
+        self._keys.check_fence(charge.key, charge.attempt_id)
+        admission.check(charge, self._room(), self._live.values(), self._now)
         session = self._new_session(charge)
-        self._by_key[charge.key] = session
+        self._keys.add(session)
         self._live[session.session_id] = session
         self._number(session)
         self._events.append(Admitted(session))
@@ -153,7 +136,7 @@ class Station:
         """Undoes an admission that could not be kept: nobody was told of it."""
         self._pass_to(now)
         session = self._live.pop(session_id, None) or self._ended.pop(session_id)
-        del self._by_key[session.charge.key]
+        self._keys.remove(session)
         self._touched.pop(session_id, None)
         self._admission_sequence += 1
         self._events.append(Opened(session_id))
@@ -170,12 +153,10 @@ class Station:
     def resolve(self, key: Key, attempt_id: str, now: int) -> list[Event]:
         """The key's session as Repeated, or a fence for this attempt and all before it as Fenced."""
         self._pass_to(now)
-        if session := self._by_key.get(key):
+        if session := self._keys.get(key):
             self._events.append(Repeated(session, raised=False))
         else:
-            fence = max(attempt_id, self._fences.get(key, ("", 0))[0])
-            self._fences[key] = (fence, now)
-            self._events.append(Fenced(key, fence))
+            self._events.append(Fenced(key, self._keys.fence(key, attempt_id, now)))
         return self._take()
 
     def end_duplicate(self, session_id: str, survivor_id: str, survivor_attempt: str, now: int) -> list[Event]:
@@ -235,7 +216,8 @@ class Station:
         session.meter(now, self.config.time_scale)
         session.delivered_mj = max(session.delivered_mj, register_mj)
         session.measured_w = power_w
-        self._watch_draw(session)
+        if session.active:
+            self._note_reading(session)
         self._events.append(Metered(session))
         return self._take()
 
@@ -343,35 +325,19 @@ class Station:
 
     # --- admission -----------------------------------------------------------------------------------
 
-    def _check_fence(self, key: Key, attempt_id: str) -> None:
-        fence = self._fences.get(key)
-        if fence and attempt_id <= fence[0]:
-            raise AttemptFenced(ErrorReason.ATTEMPT_FENCED, "this attempt was resolved as not admitted")
-
-    def _check_admission(self, charge: Charge) -> None:
-        if self.accepting is NotAccepting.LEDGER:
-            raise Unavailable(ErrorReason.LEDGER_UNAVAILABLE, "the ledger cannot be written", _RETRY_DEFAULT_MS)
-        if self.accepting is not NotAccepting.UNSPECIFIED:
-            raise Refused(ErrorReason.NOT_ACCEPTING, f"not accepting: {self.accepting.name}", _RETRY_DEFAULT_MS)
-        if len(self._live) >= self.config.charge_points:
-            message = f"all {self.config.charge_points} charge points are taken"
-            raise Refused(ErrorReason.NO_CHARGE_POINT, message, self._retry_ms(self._next_free_ms()))
-        limit_w = self._power.budget.limit_w
-        if charge.floor_w > limit_w:
-            message = f"the car needs {charge.floor_w} W, the limit is {limit_w} W"
-            raise Refused(ErrorReason.FLOOR_ABOVE_LIMIT, message, self._retry_ms(self._power.limit_ends_ms()))
-        floors = sum(s.charge.floor_w for s in self._live.values() if s.active)
-        if floors + charge.floor_w > WAITING_FACTOR * limit_w:
-            message = "too many cars wait for a turn"
-            raise Refused(ErrorReason.TOO_MANY_WAITING, message, self._retry_ms(self._next_free_ms()))
+    def _room(self) -> admission.Room:
+        return admission.Room(
+            substation_id=self.config.substation_id,
+            accepting=self.accepting,
+            charge_points=self.config.charge_points,
+            limit_w=self._power.budget.limit_w,
+            limit_ends_ms=self._power.limit_ends_ms(),
+            next_free_ms=self._next_free_ms(),
+        )
 
     def _next_free_ms(self) -> int | None:
         ends = (self.expected_end_ms(session) for session in self._live.values())
         return min((at for at in ends if at is not None), default=None)
-
-    def _retry_ms(self, at: int | None) -> int:
-        """A delay until `at`, within bounds that neither hammer nor give up."""
-        return _RETRY_DEFAULT_MS if at is None else max(_RETRY_LEAST_MS, min(at - self._now, _RETRY_MOST_MS))
 
     def _new_session(self, charge: Charge) -> Session:
         uuid = ids.uuid7(self._now, self._rng)
@@ -406,12 +372,11 @@ class Station:
 
     def _times_of(self, session: Session) -> list[int | None]:
         scale = self.config.time_scale
-        undrawn = session.undrawn_since_ms
         return [
             session.satisfied_at(scale) if session.active else None,
             session.charge.departure_ms,
             session.lapses_at(),
-            None if undrawn is None else undrawn + _UNDRAWN_S * 1000 // scale,
+            draw.undrawn_until_ms(session, scale),
             session.obey_by_ms,
         ]
 
@@ -436,9 +401,10 @@ class Station:
             self._end(session, session.satisfied_by or StopReason.EV_DISCONNECTED)
         if session.live and session.obey_by_ms is not None and session.obey_by_ms <= at:
             self._judge(session)
-        undrawn = session.undrawn_since_ms
-        if session.live and undrawn is not None and undrawn + _UNDRAWN_S * 1000 // self.config.time_scale <= at:
-            self._take_back(session)
+        undrawn_until = draw.undrawn_until_ms(session, self.config.time_scale)
+        if session.live and undrawn_until is not None and undrawn_until <= at:
+            draw.take_back(session)
+            self._touched[session.session_id] = session
 
     def _renew(self, now: int) -> None:
         """Offers every grant again before its lease is over, and every cut that the car has not confirmed."""
@@ -455,10 +421,8 @@ class Station:
             if session.ended_ms is None or session.ended_ms > now - REMEMBER_MS:
                 break
             del self._ended[session.session_id]
-            if self._by_key.get(session.charge.key) is session:
-                del self._by_key[session.charge.key]
-        for key in [key for key, (_, at) in self._fences.items() if at <= now - REMEMBER_MS]:
-            del self._fences[key]
+            self._keys.remove(session)
+        self._keys.forget_fences(now)
 
     # --- a session's life ----------------------------------------------------------------------------
 
@@ -497,48 +461,18 @@ class Station:
         session.limit_reason, session.limit_source = session.limit_reason.UNSPECIFIED, LimitSource.UNSPECIFIED
         self._events.append(Opened(session.session_id))
 
-    def _judge(self, session: Session) -> None:
-        """A lowered grant had its time to show: who still draws more is disconnected."""
-        session.obey_by_ms = None
-        if disobeys(session):
-            self._end(session, StopReason.OVERCURRENT_FAULT)
-
-    def _watch_draw(self, session: Session) -> None:
-        """After a reading: whether the car takes what it is granted."""
-        if not session.active:
-            return
+    def _note_reading(self, session: Session) -> None:
         target = session.target_mj
         if target is not None and session.delivered_mj >= target:
             self._satisfy(session, StopReason.ENERGY_LIMIT_REACHED)
-            return
-        if session.measured_w > 0 and session.state is SessionState.SUSPENDED_EV:
-            session.move(Trigger.DRAW)
+        elif draw.note_reading(session, self._now):
             self._touched[session.session_id] = session
-        if not disobeys(session):
-            session.obey_by_ms = None
-        elif session.obey_by_ms is None:
-            session.obey_by_ms = self._now + OBEY_MS
-        if session.measured_w * 100 >= session.granted_w * _REACHES_PERCENT:
-            session.draws_at_most_w = None
-        self._time_undrawn(session)
 
-    def _time_undrawn(self, session: Session) -> None:
-        """Starts or stops the clock of a car that draws clearly less than it is granted."""
-        if session.measured_w * 100 >= session.granted_w * _UNDRAWN_PERCENT:
-            session.undrawn_since_ms = None
-        elif session.undrawn_since_ms is None and session.granted_w > self._kept_w(session):
-            session.undrawn_since_ms = self._now
-
-    def _kept_w(self, session: Session) -> int:
-        return max(session.charge.floor_w, session.measured_w * 11 // 10 + _ROOM_W)
-
-    def _take_back(self, session: Session) -> None:
-        """Leaves the car what it draws and some room to show that it wants more."""
-        session.undrawn_since_ms = None
-        session.draws_at_most_w = self._kept_w(session)
-        if session.measured_w == 0 and session.state is SessionState.CHARGING:
-            session.move(Trigger.IDLE)
-        self._touched[session.session_id] = session
+    def _judge(self, session: Session) -> None:
+        """A lowered grant had its time to show: who still draws more is disconnected."""
+        session.obey_by_ms = None
+        if draw.disobeys(session):
+            self._end(session, StopReason.OVERCURRENT_FAULT)
 
     # --- power ---------------------------------------------------------------------------------------
 
@@ -546,7 +480,7 @@ class Station:
         settled = self._power.settle(self._live.values(), self._now)
         for session in settled.granted:
             self._offer(session)
-            self._time_undrawn(session)
+            draw.time_undrawn(session, self._now)
         for session in settled.shown:
             self._touched[session.session_id] = session
         if settled.complied_ms is not None:

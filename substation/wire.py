@@ -148,10 +148,10 @@ def _check_limit(message: operations_pb2.Limit, now: int) -> Iterable[Violation]
     if not message.HasField("limit_kw"):
         yield Violation("limit.limit_kw", "is required")
     elif not (math.isfinite(message.limit_kw) and 0 <= message.limit_kw <= _MAX_LIMIT_KW):
-        yield Violation("limit.limit_kw", f"must be from 0 to {_MAX_LIMIT_KW:g}")
+        yield Violation("limit.limit_kw", f"must be from 0 to {_MAX_LIMIT_KW:.0f}")
     start_ms = millis(message.start_at) if message.HasField("start_at") else now
     if message.HasField("end_at") and millis(message.end_at) <= max(now, start_ms):
-        yield Violation("limit.end_at", "must be in the future and after limit.start_at")
+        yield Violation("limit.end_at", "must be in the future and after the start")
     if len(message.reason) > 256:
         yield Violation("limit.reason", "must be at most 256 characters")
 

@@ -59,8 +59,8 @@ class Rig:
     ) -> None:
         """`before`: the rig of the process that died; its cars go on."""
         self.config = config or a_config()
-        self.now = before.now if before else NOW
-        self.cars = before.cars if before else SimulatedCars(self.config.time_scale)
+        self.now: int = before.now if before else NOW
+        self.cars: SimulatedCars = before.cars if before else SimulatedCars(self.config.time_scale)
         # Session ids whose cars take no notice of offers.
         self.deaf: set[str] = before.deaf if before else set()
         self.station = Station(self.config, Random(seed), self.now, memory)

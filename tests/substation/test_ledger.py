@@ -6,9 +6,9 @@ import pytest
 from mesh.model import LimitReason, LimitSource, SessionState, StopReason
 from mesh.settings import StartupError
 from substation import records, slots
+from substation.keys import REMEMBER_MS
 from substation.ledger import Changes, Ledger, LedgerError, SessionRow
 from substation.limits import Limit
-from substation.station import REMEMBER_MS
 from tests.substation.rig import NOW, Rig, a_charge, an_attempt
 
 

@@ -3,9 +3,10 @@ import pytest
 from mesh.errors import AttemptFenced, MeshError, NotFound, PreconditionFailed, Refused, Unavailable
 from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, SessionState, StopReason
 from substation import events as ev
+from substation.keys import REMEMBER_MS
 from substation.limits import Limit
 from substation.sessions import Session
-from substation.station import REMEMBER_MS, Memory
+from substation.station import Memory
 from tests.substation.rig import NOW, Rig, a_charge, a_config, an_attempt
 
 EMS, SO = LimitSource.EMS, LimitSource.SO

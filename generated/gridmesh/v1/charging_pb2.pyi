@@ -192,11 +192,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SUBSTATION_NOT_FOUND: _ErrorReason.ValueType  # 15
     """NOT_FOUND."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 16
-    """INTERNAL: a defect; the log has the details."""
+    """INTERNAL: a defect; the log has the details. What the call did before it is not known."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The name in ErrorInfo.reason is the value's name without the prefix. Every reason but
-    OUTCOME_UNKNOWN says for certain that the call admitted nothing.
+    OUTCOME_UNKNOWN and INTERNAL says for certain that the call admitted nothing.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -231,7 +231,7 @@ ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 14
 ERROR_REASON_SUBSTATION_NOT_FOUND: ErrorReason.ValueType  # 15
 """NOT_FOUND."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 16
-"""INTERNAL: a defect; the log has the details."""
+"""INTERNAL: a defect; the log has the details. What the call did before it is not known."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -1,0 +1,104 @@
+"""What gathers for the next commit of the ledger, and who waits for it."""
+
+import asyncio
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mesh.charge import Key
+from mesh.errors import MeshError
+from substation import records
+from substation.keys import REMEMBER_MS
+from substation.ledger import Changes, SessionRow
+from substation.sessions import Session
+from substation.station import Station
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Sessions as of the moment of a commit: all live ones, and those whose row it writes, in admission order."""
+
+    live: list[Session]
+    changed: list[Session]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Session objects are the station's own: what is written is as they are when the commit begins."""
+
+    sessions: dict[str, Session] = field(default_factory=dict)
+    admitted: dict[str, Session] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    fences: dict[Key, str] = field(default_factory=dict)
+    limits: bool = False
+    draining: bool = False
+    # Grants, registers or states of live sessions changed.
+    live: bool = False
+    forget: bool = False
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        marks = (self.limits, self.draining, self.live, self.forget)
+        return any(marks) or any((self.sessions, self.removed, self.fences, self.waiting))
+
+    def admit(self, session: Session) -> None:
+        self.admitted[session.session_id] = self.sessions[session.session_id] = session
+        self.live = True
+
+    def end(self, session: Session) -> None:
+        self.sessions[session.session_id] = session
+        self.ended.add(session.session_id)
+        self.live = True
+
+    def withdraw_admissions(self) -> Iterable[str]:
+        """The commit failed: the rows of what it was to admit may be on disk all the same and are to be removed."""
+        for session_id in self.admitted:
+            self.sessions.pop(session_id, None)
+            self.ended.discard(session_id)
+            self.removed.add(session_id)
+        return list(self.admitted)
+
+    def take_back(self, failed: "Batch") -> None:
+        """Adds what a failed commit was to write; what is newer here stays."""
+        self.sessions = {**failed.sessions, **self.sessions}
+        self.ended |= failed.ended
+        self.removed |= failed.removed
+        self.fences = {**failed.fences, **self.fences}
+        self.limits |= failed.limits
+        self.draining |= failed.draining
+        self.live |= failed.live
+        self.forget |= failed.forget
+
+    def resolve(self, error: MeshError | None) -> None:
+        """Lets the callers go on."""
+        for done in self.waiting:
+            if done.done():
+                continue
+            if error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def copies(self, station: Station, now: int) -> Copies:
+        """The sessions as of `now`, registers included."""
+        live = {session.session_id: copy.copy(session) for session in station.sessions()}
+        for session in live.values():
+            session.meter(now, station.config.time_scale)
+        changed = [live.get(name) or copy.copy(session) for name, session in self.sessions.items()]
+        return Copies(list(live.values()), sorted(changed, key=lambda session: session.admission_sequence))
+
+    def changes(self, station: Station, copies: Copies, now: int) -> Changes:
+        """What the commit writes."""
+        changes = Changes(
+            sessions=[SessionRow(s.session_id, s.ended_ms, records.session_body(s)) for s in copies.changed],
+            removed=list(self.removed),
+            fences=[(key, attempt_id, now) for key, attempt_id in self.fences.items()],
+            state={"live": records.live_body(copies.live)},
+            forget_before_ms=now - REMEMBER_MS if self.forget else None,
+        )
+        if self.limits:
+            changes.state["limits"] = records.limits_body(station.limits())
+        if self.draining:
+            changes.state["draining"] = int(station.draining)
+        return changes

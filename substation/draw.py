@@ -1,0 +1,66 @@
+"""What a car's draw says of it: whether it takes its grant, obeys a cut, or leaves power for others.
+
+Works on one session; times are wall milliseconds.
+"""
+
+from mesh.model import SessionState
+from substation.sessions import Session, Trigger
+
+# A car may take 5 s to obey; 5 s after that its power must show it.
+OBEY_MS = 10_000
+# A car that draws under 90 % of its grant for 60 s of charging keeps what it draws and some room.
+_UNDRAWN_PERCENT = 90
+_REACHES_PERCENT = 95
+_UNDRAWN_S = 60
+_ROOM_W = 700
+
+
+def disobeys(session: Session) -> bool:
+    """Draws clearly more than granted; 5 % and 100 W are a meter's tolerance."""
+    return session.measured_w > session.granted_w * 105 // 100 + 100
+
+
+def time_obedience(session: Session, now: int) -> None:
+    """Starts the clock of a car that draws more than granted, and stops it when it does not."""
+    if not disobeys(session):
+        session.obey_by_ms = None
+    elif session.obey_by_ms is None:
+        session.obey_by_ms = now + OBEY_MS
+
+
+def note_reading(session: Session, now: int) -> bool:
+    """After a reading of an active session. True when its state changed."""
+    resumed = session.measured_w > 0 and session.state is SessionState.SUSPENDED_EV
+    if resumed:
+        session.move(Trigger.DRAW)
+    time_obedience(session, now)
+    if session.measured_w * 100 >= session.granted_w * _REACHES_PERCENT:
+        session.draws_at_most_w = None
+    time_undrawn(session, now)
+    return resumed
+
+
+def time_undrawn(session: Session, now: int) -> None:
+    """Starts the clock of a car that leaves power that could be taken back, and stops it when it does not."""
+    if session.measured_w * 100 >= session.granted_w * _UNDRAWN_PERCENT:
+        session.undrawn_since_ms = None
+    elif session.undrawn_since_ms is None and session.granted_w > _kept_w(session):
+        session.undrawn_since_ms = now
+
+
+def undrawn_until_ms(session: Session, scale: int) -> int | None:
+    """When what it leaves is taken back."""
+    since = session.undrawn_since_ms
+    return None if since is None else since + _UNDRAWN_S * 1000 // scale
+
+
+def take_back(session: Session) -> None:
+    """Leaves the car what it draws and some room to show that it wants more."""
+    session.undrawn_since_ms = None
+    session.draws_at_most_w = _kept_w(session)
+    if session.measured_w == 0 and session.state is SessionState.CHARGING:
+        session.move(Trigger.IDLE)
+
+
+def _kept_w(session: Session) -> int:
+    return max(session.charge.floor_w, session.measured_w * 11 // 10 + _ROOM_W)
