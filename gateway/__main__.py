@@ -1,0 +1,48 @@
+"""`python -m gateway`: wires and runs the gateway. The only module here that wires."""
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+from random import SystemRandom
+
+import structlog
+
+from gateway import app, server
+from gateway.metrics import HttpMetrics
+from gateway.routes import Api
+from gateway.settings import GatewaySettings
+from gateway.table import operations
+from gateway.upstream import Balancer
+from mesh.clock import SystemClock
+from mesh.metrics import MetricsPage, new_registry
+from mesh.process import run
+
+log = structlog.get_logger()
+
+
+async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
+    """Serves until `stopping`."""
+    registry = new_registry()
+    listener = server.bind(settings.host, settings.port)
+    page = MetricsPage(settings.host, settings.metrics_port, registry)
+    balancer = Balancer(settings.balancer, settings.timeout_s)
+    api = Api(balancer, SystemClock(), SystemRandom(), stopping, settings.heartbeat_s)
+    table = operations(api, _version())
+    port = listener.getsockname()[1]
+    log.info("listening", host=settings.host, port=port, metrics_port=page.port, balancer=settings.balancer)
+    try:
+        await server.serve(app.build(table, HttpMetrics(registry)), listener, stopping, settings.grace_s)
+    finally:
+        await balancer.close()
+        page.close()
+        log.info("stopped")
+
+
+def _version() -> str:
+    try:
+        return version("gridmesh")
+    except PackageNotFoundError:
+        return "0.1.0"
+
+
+if __name__ == "__main__":
+    run(GatewaySettings, "GATEWAY", serve)

@@ -1,0 +1,33 @@
+"""The gateway's metrics. Routes are templates, so that no path of a client becomes a label."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from mesh.metrics import LATENCY_BUCKETS
+
+UNMATCHED = "unmatched"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+
+
+class HttpMetrics:
+    """Rate, errors and duration of HTTP requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "http_requests",
+            "HTTP requests, by the status of the reply.",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "http_request_duration_seconds",
+            "Time until the reply begins.",
+            ("route", "method"),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts one request."""
+        method = method if method in _METHODS else "OTHER"
+        self.requests.labels(route, method, status).inc()
+        self.duration.labels(route, method).observe(seconds)

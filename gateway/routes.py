@@ -1,0 +1,271 @@
+"""What each operation of the API does. `gateway.table` names and documents them."""
+
+import asyncio
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import bodies, problems, schemas, translate
+from gateway.batch import Batch
+from gateway.events import Event, EventStream
+from gateway.problems import Naming, ProblemError
+from gateway.queries import Query
+from gateway.upstream import Balancer
+from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
+from mesh.clock import Clock
+from mesh.errors import MeshError
+from mesh.ids import is_printable, uuid7
+
+MAX_BATCH = 1_000
+# A clock of the mesh may be off by this much, so an attempt that is in time here is in time there.
+_CLOCK_SLACK_MS = 2_000
+# Readiness is asked often and must not hang.
+_READY_TIMEOUT_S = 1.0
+
+_encode = msgspec.json.Encoder().encode
+_CHARGE = bodies.Reader(schemas.ChargeBody)
+_STOP = bodies.Reader(schemas.StopBody)
+_LIMIT = bodies.Reader(schemas.LimitBody)
+
+KEY = "Idempotency-Key"
+_OF_CHARGE = Naming("#", {"request_id": KEY})
+_OF_LIST = Naming(parameters={"states": "state"})
+_OF_SESSION = Naming("#", {"session_id": "session_id"})
+_OF_LIMIT = Naming("#", {"substation_id": "substation_id", "source": "source"}, prefix="limit.")
+_OF_SUBSTATION = Naming(parameters={"substation_id": "substation_id"})
+
+
+def _json(body: msgspec.Struct | list[Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode(body), status, headers, "application/json")
+
+
+@dataclass(frozen=True)
+class Api:
+    """What the handlers work with."""
+
+    balancer: Balancer
+    clock: Clock
+    rng: Random
+    stopping: asyncio.Event
+    heartbeat_s: float
+
+    # --- charges -----------------------------------------------------------------------------------
+
+    async def charge(self, request: Request) -> Response:
+        """Admits one car."""
+        Query(request.query_params).done()
+        key = self._key(request)
+        # Also on errors, so that a client whose key we made can repeat with it.
+        echo = {KEY: key} if is_printable(key) else {}
+        try:
+            body = await self._body(request, _CHARGE)
+            asked = translate.charge_request(body, key, self._new_id(), self._not_after_ms())
+            answer = await self.balancer.charge(asked, _OF_CHARGE)
+        except MeshError as error:
+            raise ProblemError(problems.of_mesh(error, _OF_CHARGE), echo) from None
+        except ProblemError as error:
+            raise ProblemError(error.problem, {**error.headers, **echo}) from None
+        headers = {**echo, "Location": f"/v1/charges/{answer.session.session_id}"}
+        return _json(translate.charge_reply(answer), 200 if answer.repeated else 201, headers)
+
+    async def charge_batch(self, request: Request) -> Response:
+        """Admits many cars; each has its own outcome."""
+        Query(request.query_params).done()
+        body = await bodies.read(request, self.balancer.timeout_s)
+        bodies.require_json(request, body)
+        batch = Batch()
+        for index, item in enumerate(bodies.items(body, MAX_BATCH)):
+            batch.add(index, item, self._new_id, self._not_after_ms())
+        await batch.run(self.balancer)
+        return _json(batch.outcomes)
+
+    async def list_charges(self, request: Request) -> Response:
+        """One page of sessions."""
+        query = Query(request.query_params)
+        asked = charging_pb2.ListSessionsRequest(
+            page_size=query.number("page_size"),
+            page_token=query.text("page_token"),
+            include_ended=query.flag("include_ended"),
+            states=translate.states(query.states("state")),
+            vehicle_id=query.text("vehicle_id"),
+            substation_id=query.text("substation_id"),
+        )
+        query.done()
+        answer = await self.balancer.call(self.balancer.charging.ListSessions, asked, _OF_LIST)
+        return _json(translate.session_list(answer))
+
+    async def get_charge(self, request: Request) -> Response:
+        """One session."""
+        Query(request.query_params).done()
+        asked = charging_pb2.GetSessionRequest(session_id=request.path_params["session_id"])
+        answer = await self.balancer.call(self.balancer.charging.GetSession, asked, _OF_SESSION)
+        return _json(schemas.SessionReply(translate.session(answer.session)))
+
+    async def stop_charge(self, request: Request) -> Response:
+        """Ends a session."""
+        Query(request.query_params).done()
+        body = await bodies.read(request, self.balancer.timeout_s)
+        reason = None
+        if body:
+            bodies.require_json(request, body)
+            reason = _STOP.decode(body).reason
+        asked = charging_pb2.StopSessionRequest(
+            session_id=request.path_params["session_id"],
+            reason=charging_pb2.StopReason.Value(f"STOP_REASON_{reason or 'UNSPECIFIED'}"),
+        )
+        answer = await self.balancer.call(self.balancer.charging.StopSession, asked, _OF_SESSION)
+        return _json(schemas.SessionReply(translate.session(answer.session)))
+
+    async def watch_charge(self, request: Request) -> Response:
+        """A session as events."""
+        Query(request.query_params).done()
+        asked = charging_pb2.WatchSessionRequest(session_id=request.path_params["session_id"])
+        call, first = await self.balancer.open(self.balancer.charging.WatchSession, asked)
+        return self._stream(request, call, first, _session_events)
+
+    # --- substations -------------------------------------------------------------------------------
+
+    async def list_substations(self, request: Request) -> Response:
+        """The balancer's load view."""
+        Query(request.query_params).done()
+        answer = await self.balancer.call(
+            self.balancer.operations.ListSubstations, operations_pb2.ListSubstationsRequest()
+        )
+        return _json(translate.substation_list(answer))
+
+    async def watch_substations(self, request: Request) -> Response:
+        """The load view as events."""
+        Query(request.query_params).done()
+        call, first = await self.balancer.open(
+            self.balancer.operations.WatchSubstations, operations_pb2.WatchSubstationsRequest()
+        )
+        return self._stream(request, call, first, _substation_events)
+
+    async def set_limit(self, request: Request) -> Response:
+        """Sets one source's limit."""
+        Query(request.query_params).done()
+        source = _source(request)
+        body = await self._body(request, _LIMIT)
+        asked = translate.limit_request(request.path_params["substation_id"], source, body)
+        answer = await self.balancer.call(self.balancer.operations.SetLimit, asked, _OF_LIMIT)
+        return _json(translate.limits_reply(answer))
+
+    async def clear_limit(self, request: Request) -> Response:
+        """Removes one source's limit."""
+        Query(request.query_params).done()
+        asked = operations_pb2.ClearLimitRequest(
+            substation_id=request.path_params["substation_id"],
+            source=load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{_source(request)}"),
+        )
+        answer = await self.balancer.call(self.balancer.operations.ClearLimit, asked, _OF_LIMIT)
+        return _json(translate.limits_reply(answer))
+
+    async def drain(self, request: Request) -> Response:
+        """Stops admissions on one substation."""
+        Query(request.query_params).done()
+        asked = operations_pb2.DrainRequest(substation_id=request.path_params["substation_id"])
+        answer = await self.balancer.call(self.balancer.operations.Drain, asked, _OF_SUBSTATION)
+        return _json(schemas.LoadReply(translate.load(answer.load)))
+
+    async def undrain(self, request: Request) -> Response:
+        """Lets one substation admit again."""
+        Query(request.query_params).done()
+        asked = operations_pb2.UndrainRequest(substation_id=request.path_params["substation_id"])
+        answer = await self.balancer.call(self.balancer.operations.Undrain, asked, _OF_SUBSTATION)
+        return _json(schemas.LoadReply(translate.load(answer.load)))
+
+    # --- the gateway itself ------------------------------------------------------------------------
+
+    async def healthz(self, request: Request) -> Response:
+        """The process runs."""
+        del request
+        return _json(schemas.Health())
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether a charge could be placed now, and if not, why."""
+        del request
+        if self.stopping.is_set():
+            raise ProblemError(problems.stopping())
+        answer = await self.balancer.call(
+            self.balancer.operations.ListSubstations,
+            operations_pb2.ListSubstationsRequest(),
+            timeout_s=min(_READY_TIMEOUT_S, self.balancer.timeout_s),
+        )
+        known = translate.substation_list(answer).substations
+        placeable = sum(_why_not(each) is None for each in known)
+        if not placeable:
+            why = "; ".join(f"{each.substation_id or each.address}: {_why_not(each)}" for each in known)
+            raise ProblemError(
+                problems.problem(
+                    503, "NO_SUBSTATION", f"no substation is fresh and accepting: {why or 'the balancer knows none'}"
+                )
+            )
+        return _json(schemas.Readiness(len(known), placeable))
+
+    # --- what several need -------------------------------------------------------------------------
+
+    async def _body(self, request: Request, reader: bodies.Reader[bodies.T]) -> bodies.T:
+        body = await bodies.read(request, self.balancer.timeout_s)
+        bodies.require_json(request, body)
+        return reader.decode(body)
+
+    def _stream(self, request: Request, call: Any, first: Any, events_of: Any) -> Response:  # noqa: ANN401
+        last = request.headers.get("last-event-id", "")
+        return EventStream(
+            call,
+            first,
+            events_of,
+            stopping=self.stopping,
+            heartbeat_s=self.heartbeat_s,
+            last_id=int(last) if last.isascii() and last.isdigit() and len(last) < 16 else 0,
+        )
+
+    def _key(self, request: Request) -> str:
+        """The client's key, or one of our making."""
+        given = request.headers.getlist(KEY)
+        if len(given) > 1:
+            raise ProblemError(problems.invalid(schemas.FieldError(KEY, "must be given once")))
+        return given[0] if given else self._new_id()
+
+    def _new_id(self) -> str:
+        return uuid7(self.clock.now_ms(), self.rng)
+
+    def _not_after_ms(self) -> int:
+        return self.clock.now_ms() + round(self.balancer.timeout_s * 1000) + _CLOCK_SLACK_MS
+
+
+def _session_events(message: charging_pb2.WatchSessionResponse) -> list[Event]:
+    session = translate.session(message.session)
+    events = [Event("session", _encode(session))]
+    if session.state is schemas.SessionState.ENDED:
+        end = schemas.StreamEnd(session.session_id, session.stop_reason)
+        events.append(Event("end", _encode(end), last=True))
+    return events
+
+
+def _substation_events(message: operations_pb2.WatchSubstationsResponse) -> list[Event]:
+    return [Event("substations", _encode(translate.substation_list(message)))]
+
+
+def _source(request: Request) -> schemas.LimitSource:
+    try:
+        return schemas.LimitSource(request.path_params["source"].upper())
+    except ValueError:
+        known = ", ".join(source.lower() for source in schemas.LimitSource)
+        raise ProblemError(problems.invalid(schemas.FieldError("source", f"must be one of {known}"))) from None
+
+
+def _why_not(substation: schemas.Substation) -> str | None:
+    """Why nothing can be placed there, or None."""
+    if substation.state is not schemas.ReportState.FRESH:
+        return str(substation.state or "unknown").lower().replace("_", " ")
+    if substation.ejected:
+        return "left out after failures"
+    report = substation.report
+    if not report or not report.accepting:
+        return f"not accepting ({(report and report.not_accepting_reason) or 'no reason given'})".lower()
+    return None

@@ -1,0 +1,234 @@
+"""Between the contract's messages and the API's JSON types, by hand: this runs for every request."""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import UNSET, UnsetType
+
+from gateway import schemas
+from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
+from mesh import model
+from mesh.errors import InvalidRequest, Violation
+from mesh.requests import ANONYMOUS
+
+T = TypeVar("T")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = datetime(1970, 1, 1)
+_SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
+_SECONDS = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?s")
+
+# A number that a newer balancer knows and we do not is left out, as an unspecified one is.
+_STATES = {int(model.SessionState[word.name]): word for word in schemas.SessionState}
+_STOP_REASONS = {int(model.StopReason[word.name]): word for word in schemas.StopReason}
+_LIMIT_REASONS = {int(model.LimitReason[word.name]): word for word in schemas.LimitReason}
+_LIMIT_SOURCES = {int(model.LimitSource[word.name]): word for word in schemas.LimitSource}
+_NOT_ACCEPTING = {int(model.NotAccepting[word.name]): word for word in schemas.NotAcceptingReason}
+_REPORT_STATES = {int(model.ReportState[word.name]): word for word in schemas.ReportState}
+
+
+# --- to the contract -------------------------------------------------------------------------------
+
+
+def charge_request(
+    body: schemas.ChargeBody, request_id: str, attempt_id: str, not_after_ms: int
+) -> charging_pb2.ChargeRequest:
+    """The request as the first hop sends it. InvalidRequest when a departure cannot be said in the contract."""
+    request = charging_pb2.ChargeRequest(
+        request_id=request_id,
+        vehicle_id=body.vehicle_id,
+        energy_kwh=body.energy_kwh,
+        max_power_kw=body.max_power_kw,
+        phases=body.phases,
+        min_power_kw=body.min_power_kw,
+        allowed_substation_ids=body.allowed_substation_ids,
+        evse_id=body.evse_id or "",
+        owner=ANONYMOUS,
+        attempt_id=attempt_id,
+        not_after=Timestamp(seconds=not_after_ms // 1000, nanos=not_after_ms % 1000 * 1_000_000),
+    )
+    if body.departure_in is not None:
+        if body.departure_time is not None:
+            raise InvalidRequest(Violation("departure_in", "must not be given together with departure_time"))
+        request.departure_in.CopyFrom(_duration(body.departure_in))
+    elif body.departure_time is not None:
+        request.departure_time.CopyFrom(timestamp(body.departure_time))
+    return request
+
+
+def _duration(text: str) -> Duration:
+    match = _SECONDS.fullmatch(text)
+    if match is None:
+        raise InvalidRequest(Violation("departure_in", 'must be seconds with an "s", such as "5400s"'))
+    sign = -1 if match[1] else 1
+    return Duration(seconds=sign * int(match[2]), nanos=sign * int((match[3] or "0").ljust(9, "0")))
+
+
+def timestamp(at: datetime) -> Timestamp:
+    """A point in time, of whatever zone."""
+    since = at - _EPOCH
+    return Timestamp(seconds=since // _SECOND, nanos=since % _SECOND // _MICROSECOND * 1000)
+
+
+def limit_request(
+    substation_id: str, source: schemas.LimitSource, body: schemas.LimitBody
+) -> operations_pb2.SetLimitRequest:
+    """One source's limit for one substation."""
+    limit = operations_pb2.Limit(
+        source=load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{source}"),
+        limit_kw=body.limit_kw,
+        start_at=None if body.start_at is None else timestamp(body.start_at),
+        end_at=None if body.end_at is None else timestamp(body.end_at),
+        reason=body.reason or "",
+        grid_critical=bool(body.grid_critical),
+    )
+    return operations_pb2.SetLimitRequest(substation_id=substation_id, limit=limit)
+
+
+def states(words: Iterable[schemas.SessionState]) -> list[charging_pb2.SessionState.ValueType]:
+    """The contract's numbers."""
+    return [charging_pb2.SessionState.Value(f"SESSION_STATE_{word}") for word in words]
+
+
+# --- from the contract -----------------------------------------------------------------------------
+
+
+def _time(message: charging_pb2.Session | load_pb2.LoadReport | operations_pb2.Limit, name: str) -> str | UnsetType:
+    if not message.HasField(name):  # type: ignore[arg-type]  # each caller names a field of its message
+        return UNSET
+    at: Timestamp = getattr(message, name)
+    since = timedelta(seconds=at.seconds, milliseconds=at.nanos // 1_000_000)
+    return (_NAIVE_EPOCH + since).isoformat(timespec="milliseconds") + "Z"
+
+
+def _text(value: str) -> str | UnsetType:
+    return value or UNSET
+
+
+def session(message: charging_pb2.Session) -> schemas.Session:
+    """A session as JSON."""
+    return schemas.Session(
+        session_id=message.session_id,
+        substation_id=message.substation_id,
+        owner=message.owner,
+        request_id=message.request_id,
+        vehicle_id=message.vehicle_id,
+        max_power_kw=message.max_power_kw,
+        phases=message.phases,
+        min_power_kw=message.min_power_kw,
+        departure_assumed=message.departure_assumed,
+        state=_STATES.get(message.state, UNSET),
+        granted_power_kw=message.granted_power_kw,
+        measured_power_kw=message.measured_power_kw,
+        delivered_kwh=message.delivered_kwh,
+        attempt_id=message.attempt_id,
+        energy_kwh=message.energy_kwh if message.HasField("energy_kwh") else UNSET,
+        departure_time=_time(message, "departure_time"),
+        evse_id=_text(message.evse_id),
+        started_at=_time(message, "started_at"),
+        expected_end_at=_time(message, "expected_end_at"),
+        ended_at=_time(message, "ended_at"),
+        stop_reason=_STOP_REASONS.get(message.stop_reason, UNSET),
+        limit_reason=_LIMIT_REASONS.get(message.limit_reason, UNSET),
+        limit_source=_LIMIT_SOURCES.get(message.limit_source, UNSET),
+        duplicate_of=_text(message.duplicate_of),
+    )
+
+
+def placement(message: charging_pb2.Placement) -> schemas.Placement:
+    """A placement as JSON."""
+    return schemas.Placement(
+        substation_id=message.substation_id,
+        policy=message.policy,
+        score=message.score,
+        utilisation_before=message.utilisation_before,
+        utilisation_after=message.utilisation_after,
+        eligible=message.eligible,
+        tried=message.tried,
+    )
+
+
+def load(message: load_pb2.LoadReport) -> schemas.LoadReport:
+    """A load report as JSON; what was not reported is absent."""
+    has = message.HasField
+    return schemas.LoadReport(
+        substation_id=message.substation_id,
+        epoch=message.epoch if has("epoch") else UNSET,
+        sequence=message.sequence if has("sequence") else UNSET,
+        admission_sequence=message.admission_sequence if has("admission_sequence") else UNSET,
+        generated_at=_time(message, "generated_at"),
+        rated_power_kw=message.rated_power_kw if has("rated_power_kw") else UNSET,
+        limit_power_kw=message.limit_power_kw if has("limit_power_kw") else UNSET,
+        limit_source=_LIMIT_SOURCES.get(message.limit_source, UNSET),
+        demand_kw=message.demand_kw if has("demand_kw") else UNSET,
+        required_kw=message.required_kw if has("required_kw") else UNSET,
+        floor_kw=message.floor_kw if has("floor_kw") else UNSET,
+        committed_kw=message.committed_kw if has("committed_kw") else UNSET,
+        granted_kw=message.granted_kw if has("granted_kw") else UNSET,
+        measured_kw=message.measured_kw if has("measured_kw") else UNSET,
+        active_sessions=message.active_sessions if has("active_sessions") else UNSET,
+        charge_points=message.charge_points if has("charge_points") else UNSET,
+        free_charge_points=message.free_charge_points if has("free_charge_points") else UNSET,
+        accepting=message.accepting if has("accepting") else UNSET,
+        not_accepting_reason=_NOT_ACCEPTING.get(message.not_accepting_reason, UNSET),
+        time_scale=message.time_scale if has("time_scale") else UNSET,
+        over_limit_seconds=message.over_limit_seconds if has("over_limit_seconds") else UNSET,
+    )
+
+
+def charge_reply(message: charging_pb2.ChargeResponse) -> schemas.ChargeReply:
+    """What became of a request, as JSON."""
+    return schemas.ChargeReply(session(message.session), placement(message.placement), load(message.load))
+
+
+def session_list(message: charging_pb2.ListSessionsResponse) -> schemas.SessionList:
+    """One page as JSON."""
+    return schemas.SessionList(
+        [session(each) for each in message.sessions],
+        _text(message.next_page_token),
+        list(message.unreachable_substation_ids) or UNSET,
+    )
+
+
+def limits_reply(
+    message: operations_pb2.SetLimitResponse | operations_pb2.ClearLimitResponse,
+) -> schemas.LimitsReply:
+    """A substation's limits as JSON."""
+    return schemas.LimitsReply(load(message.load), [_limit(each) for each in message.limits])
+
+
+def _limit(message: operations_pb2.Limit) -> schemas.Limit:
+    return schemas.Limit(
+        source=_LIMIT_SOURCES.get(message.source, UNSET),
+        grid_critical=message.grid_critical,
+        limit_kw=message.limit_kw if message.HasField("limit_kw") else UNSET,
+        start_at=_time(message, "start_at"),
+        end_at=_time(message, "end_at"),
+        reason=_text(message.reason),
+    )
+
+
+def substation_list(
+    message: operations_pb2.ListSubstationsResponse | operations_pb2.WatchSubstationsResponse,
+) -> schemas.SubstationList:
+    """The load view as JSON."""
+    return schemas.SubstationList([_substation(each) for each in message.substations])
+
+
+def _substation(message: operations_pb2.Substation) -> schemas.Substation:
+    age = message.report_age
+    return schemas.Substation(
+        address=message.address,
+        state=_REPORT_STATES.get(message.state, UNSET),
+        reserved_kw=message.reserved_kw,
+        reservations=message.reservations,
+        ejected=message.ejected,
+        substation_id=_text(message.substation_id),
+        report_age=f"{age.seconds + age.nanos / 1e9:.3f}s" if message.HasField("report_age") else UNSET,
+        report=load(message.report) if message.HasField("report") else UNSET,
+    )
