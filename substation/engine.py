@@ -8,7 +8,7 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -345,7 +345,7 @@ class Engine:
         """Plugs in who was admitted, sends the raises that are kept now, and lets the callers go on."""
         for session in batch.admitted.values():
             if session.live:
-                self._plant.plug_in(plugged(session))
+                self._plant.plug_in(_arrived(session))
         for session_id, offer in raises.items():
             # A later, lower offer may have gone out meanwhile: the car keeps to the highest number.
             if session_id in self._kept_w:
@@ -375,13 +375,16 @@ def _unknown() -> MeshError:
     return Unavailable(ErrorReason.OUTCOME_UNKNOWN, message, 1000)
 
 
-def plugged(session: Session) -> Plugged:
-    """What the cars' side needs to know of a session, new or found again."""
-    return Plugged(
-        session_id=session.session_id,
-        max_w=session.charge.max_w,
-        need_mj=session.target_mj,
-        leaves_ms=session.charge.departure_ms,
+def _arrived(session: Session) -> Plugged:
+    """A new session's car, which has heard of no offer yet."""
+    charge = session.charge
+    return Plugged(session.session_id, charge.max_w, session.target_mj, charge.departure_ms, session.started_ms)
+
+
+def _found(session: Session) -> Plugged:
+    """A car as the ledger last knew it, with what it may still hold."""
+    return replace(
+        _arrived(session),
         at_ms=session.metered_ms,
         register_mj=session.delivered_mj,
         power_w=session.measured_w,
@@ -393,7 +396,7 @@ def plugged(session: Session) -> Plugged:
 def find_cars(plant: Plant, sessions: Iterable[Session], now: int) -> None:
     """After a restart: reads the meters, so that the station starts from what the cars really drew."""
     live = {session.session_id: session for session in sessions if session.live}
-    waiting = [plugged(session) for session in live.values() if session.active]
+    waiting = [_found(session) for session in live.values() if session.active]
     for reading in plant.recover(waiting, now):
         session = live[reading.session_id]
         session.delivered_mj = max(session.delivered_mj, reading.register_mj)
