@@ -138,7 +138,6 @@ class Station:
         session = self._live.pop(session_id, None) or self._ended.pop(session_id)
         self._keys.remove(session)
         self._touched.pop(session_id, None)
-        self._admission_sequence += 1
         self._events.append(Opened(session_id))
         return self._take()
 

@@ -1,0 +1,93 @@
+"""What a balancer measures. Each metric is declared here, once.
+
+The label `substation` is the substation's id, and its address until it has reported; both come from
+the settings and the substations themselves, so their number is bounded.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from balancer.view import Known, LoadView
+from mesh.clock import Clock
+from mesh.model import ReportState
+
+# A pick takes microseconds; what takes a millisecond is worth seeing.
+_PICK_BUCKETS = (0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005)
+
+
+class BalancerMetrics:
+    """Counters and histograms that the router and the subscriptions write to."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.picks = Counter(
+            "balancer_picks", "Substations chosen for a new session.", ("substation",), registry=registry
+        )
+        self.pick_seconds = Histogram(
+            "balancer_pick_seconds", "Time to decide on one step of a call.", buckets=_PICK_BUCKETS, registry=registry
+        )
+        self.reports = Counter(
+            "balancer_reports", "Load reports by what became of them.", ("result",), registry=registry
+        )
+        self.tries = Counter(
+            "balancer_tries",
+            "Charge calls sent to substations, and doubts, by what became of them.",
+            ("result",),
+            registry=registry,
+        )
+        self.duplicates = Counter(
+            "balancer_duplicates", "Sessions ended because their request had another one.", registry=registry
+        )
+
+
+class ViewCollector(Collector):
+    """The load view at the moment of the scrape."""
+
+    def __init__(self, view: LoadView, clock: Clock) -> None:
+        self._view = view
+        self._clock = clock
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return _families()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        state, age, reserved = _families()
+        now = self._clock.now_ms()
+        for known in self._view:
+            label = known.substation_id or known.address
+            _add_state(state, label, self._view.state(known, now))
+            _add_age(age, label, known, now)
+            reserved.add_metric((label,), known.reserved_w)
+        yield from (state, age, reserved)
+
+
+def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    return (
+        GaugeMetricFamily(
+            "balancer_substation_state",
+            "1 for the state that the substation's reports are in, else 0.",
+            labels=("substation", "state"),
+        ),
+        GaugeMetricFamily(
+            "balancer_report_age_seconds",
+            "Time since the last report arrived; absent before the first.",
+            labels=("substation",),
+        ),
+        GaugeMetricFamily(
+            "balancer_reserved_watts",
+            "Demand placed by this balancer that the last report does not contain.",
+            labels=("substation",),
+        ),
+    )
+
+
+def _add_state(family: GaugeMetricFamily, label: str, current: ReportState) -> None:
+    for state in ReportState:
+        family.add_metric((label, state.name.lower()), 1.0 if state is current else 0.0)
+
+
+def _add_age(family: GaugeMetricFamily, label: str, known: Known, now: int) -> None:
+    if known.received_ms is not None:
+        family.add_metric((label,), (now - known.received_ms) / 1000)

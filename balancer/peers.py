@@ -1,0 +1,56 @@
+"""The substations as this process reaches them: one long-lived channel each, with its stubs."""
+
+from collections.abc import Iterable, Iterator
+
+import grpc
+
+from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
+from mesh.channel import open_channel
+from mesh.errors import MeshError, Unavailable
+from mesh.model import ErrorReason
+from mesh.status import from_rpc_error
+
+RETRY_MS = 1_000
+
+
+class Peer:
+    """One substation."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.channel = open_channel(address)
+        self.charging: charging_pb2_grpc.ChargingServiceAsyncStub = charging_pb2_grpc.ChargingServiceStub(self.channel)
+        self.reports: reports_pb2_grpc.LoadReportServiceAsyncStub = reports_pb2_grpc.LoadReportServiceStub(self.channel)
+        self.operations: operations_pb2_grpc.OperationsServiceAsyncStub = operations_pb2_grpc.OperationsServiceStub(
+            self.channel
+        )
+
+    def ready(self) -> bool:
+        """Whether a call made now leaves at once. If not, nothing is sent and the channel is asked to connect."""
+        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
+    def error_of(self, error: grpc.aio.AioRpcError, substation_id: str) -> MeshError:
+        """What a caller is told of a failed call that was handed on to here."""
+        return from_rpc_error(error) or self.unreachable(substation_id, error.details() or error.code().name)
+
+    def unreachable(self, substation_id: str, why: str) -> MeshError:
+        """The substation cannot be asked now."""
+        name = f"substation {substation_id}" if substation_id else f"the substation at {self.address}"
+        return Unavailable(ErrorReason.SUBSTATION_UNREACHABLE, f"{name} cannot be reached: {why}", RETRY_MS)
+
+
+class Peers:
+    """All of them, by address."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._by_address = {address: Peer(address) for address in addresses}
+
+    def __getitem__(self, address: str) -> Peer:
+        return self._by_address[address]
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._by_address.values())
+
+    async def close(self) -> None:
+        for peer in self._by_address.values():
+            await peer.channel.close()

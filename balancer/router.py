@@ -1,0 +1,301 @@
+"""Does what an attempt says: asks substations, resolves doubts, ends duplicates.
+
+One flight per key: a second call with a key that is under way here waits for the first and is then
+sent to where that went. A charge runs in a task of its own, so that a client that goes away does not
+cancel what was sent; a doubt is resolved in a task of its own, so that it outlives its call.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+import grpc
+import structlog
+
+from balancer import wire
+from balancer.admissions import Duplicate
+from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
+from balancer.desk import Desk, Doubt, Fenced, Found, Replied, Settled
+from balancer.metrics import BalancerMetrics
+from balancer.peers import Peers
+from gridmesh.v1 import charging_pb2, reports_pb2
+from mesh.charge import Charge, Key
+from mesh.clock import Clock, seconds
+from mesh.errors import Unavailable
+from mesh.ids import uuid7
+from mesh.model import ErrorReason
+from mesh.requests import key_of, parse_charge
+from mesh.status import from_rpc_error
+
+log = structlog.get_logger()
+
+# Substations refuse what arrives after its caller stopped waiting; clocks agree within this.
+CLOCK_TOLERANCE_MS = 2_000
+# Of a call's time, what is kept to get the answer back to the caller before its own timer ends.
+_MARGIN = 0.1
+_MARGIN_MOST_MS = 100
+# One ResolveCharge or EndDuplicate, and the pauses between them.
+_RESOLVE_TIMEOUT_S = 2.0
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 0.5
+_FORGET_EVERY_S = 60.0
+
+
+class Router:
+    """Places charges. `peers` are the substations, `desk` is what is known of them."""
+
+    def __init__(self, desk: Desk, peers: Peers, clock: Clock, rng: Random, metrics: BalancerMetrics) -> None:
+        self._desk = desk
+        self._peers = peers
+        self._clock = clock
+        self._rng = rng
+        self._metrics = metrics
+        self._flights: dict[Key, asyncio.Task[charging_pb2.ChargeResponse]] = {}
+        self._settling: dict[Doubt, asyncio.Future[Found | Fenced]] = {}
+        self._ending: set[str] = set()
+        self._background: set[asyncio.Task[None]] = set()
+
+    # --- charges --------------------------------------------------------------------------------
+
+    async def charge(
+        self, request: charging_pb2.ChargeRequest, timeout_s: float, traceparent: str = ""
+    ) -> charging_pb2.ChargeResponse:
+        """Admits one session within that time, or raises a MeshError."""
+        arrived_ms, timeout_ms = self._clock.now_ms(), round(timeout_s * 1000)
+        deadline_ms = arrived_ms + timeout_ms - round(min(_MARGIN * timeout_ms, _MARGIN_MOST_MS))
+        key = key_of(request)
+        request = self._with_attempt(request, arrived_ms, arrived_ms + timeout_ms)
+        while (flight := self._flights.get(key)) is not None:
+            await self._landed(flight, deadline_ms)
+        attempt = Attempt(self._desk, key, request.attempt_id, lambda: self._parse(request, key))
+        task = asyncio.create_task(self._fly(attempt, request, deadline_ms, traceparent))
+        self._flights[key] = task
+        task.add_done_callback(lambda _: self._flights.pop(key, None))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            attempt.abandoned = True
+            raise
+
+    def _with_attempt(
+        self, request: charging_pb2.ChargeRequest, arrived_ms: int, until_ms: int
+    ) -> charging_pb2.ChargeRequest:
+        """The first hop names the attempt and says until when somebody waits for it."""
+        named = charging_pb2.ChargeRequest()
+        named.CopyFrom(request)
+        if not named.attempt_id:
+            named.attempt_id = uuid7(arrived_ms, self._rng)
+        if not named.HasField("not_after"):
+            named.not_after.FromMilliseconds(until_ms + CLOCK_TOLERANCE_MS)
+        return named
+
+    def _parse(self, request: charging_pb2.ChargeRequest, key: Key) -> Charge:
+        return parse_charge(request, key, self._clock.now_ms())
+
+    async def _landed(self, flight: asyncio.Task[charging_pb2.ChargeResponse], deadline_ms: int) -> None:
+        done, _ = await asyncio.wait({flight}, timeout=max(0.0, (deadline_ms - self._clock.now_ms()) / 1000))
+        if not done:
+            raise Unavailable(
+                ErrorReason.OUTCOME_UNKNOWN,
+                "an earlier call with this request_id is still under way; repeat with the same request_id",
+                retry_after_ms=1_000,
+            )
+
+    async def _fly(
+        self, attempt: Attempt, request: charging_pb2.ChargeRequest, deadline_ms: int, traceparent: str
+    ) -> charging_pb2.ChargeResponse:
+        metadata = (("traceparent", traceparent),) if traceparent else ()
+        try:
+            step = self._timed(attempt.begin)
+            while not isinstance(step, Answer | Fail):
+                outcome = await self._do(step, request, deadline_ms, metadata)
+                self._metrics.tries.labels(type(outcome).__name__.lower()).inc()
+                step = self._timed(lambda now, outcome=outcome: attempt.after(outcome, now))  # type: ignore[misc]
+        finally:
+            if (doubt := attempt.interrupted(self._clock.now_ms())) is not None:
+                self._settle(doubt)
+        if isinstance(step, Fail):
+            raise step.error
+        return self._response(step)
+
+    def _timed(self, decide: Callable[[int], Step]) -> Step:
+        started = seconds()
+        step = decide(self._clock.now_ms())
+        self._metrics.pick_seconds.observe(seconds() - started)
+        return step
+
+    def _response(self, answer: Answer) -> charging_pb2.ChargeResponse:
+        response: charging_pb2.ChargeResponse = answer.reply
+        response.repeated = answer.repeated
+        response.placement.CopyFrom(wire.placement_message(answer.placement))
+        if not answer.repeated:
+            self._metrics.picks.labels(answer.placement.substation_id).inc()
+        return response
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    async def _do(
+        self, step: Step, request: charging_pb2.ChargeRequest, deadline_ms: int, metadata: tuple[tuple[str, str], ...]
+    ) -> Outcome:
+        match step:
+            case Ask(pause_ms=pause_ms):
+                if pause_ms:
+                    await asyncio.sleep(pause_ms / 1000)
+                return await self._ask(step, request, deadline_ms, metadata)
+            case Resolve(doubt):
+                return await self._resolve(doubt, deadline_ms)
+        raise AssertionError(step)
+
+    async def _ask(
+        self, step: Ask, request: charging_pb2.ChargeRequest, deadline_ms: int, metadata: tuple[tuple[str, str], ...]
+    ) -> Outcome:
+        # No await before the call: it must go to the life of the substation that the desk knows.
+        peer, left_ms = self._peers[step.address], deadline_ms - self._clock.now_ms()
+        if left_ms <= 0:
+            return Late()
+        if not peer.ready():
+            return Unreached()
+        try:
+            response = await peer.charging.Charge(request, timeout=left_ms / 1000, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            ours = from_rpc_error(error)
+            log.info("charge failed", address=step.address, code=error.code().name, details=error.details())
+            return Lost() if ours is None else Refused(ours)
+        return _replied(response)
+
+    async def _resolve(self, doubt: Doubt, deadline_ms: int) -> Outcome:
+        future = self._settle(doubt)
+        done, _ = await asyncio.wait({future}, timeout=max(0.0, (deadline_ms - self._clock.now_ms()) / 1000))
+        return future.result() if done else Late()
+
+    # --- doubts ---------------------------------------------------------------------------------
+
+    def _settle(self, doubt: Doubt) -> asyncio.Future[Found | Fenced]:
+        """The outcome of a doubt, which is asked for in the background until it is known."""
+        future = self._settling.get(doubt)
+        if future is None:
+            future = self._settling[doubt] = asyncio.get_running_loop().create_future()
+            self._spawn(self._settle_by_asking(doubt, future))
+        return future
+
+    def settled(self, settled: list[Settled], keys: list[Key]) -> None:
+        """The admissions stream has settled these doubts and told of these keys."""
+        for one in settled:
+            self._end_doubt(one)
+        for duplicate in self._desk.duplicates(keys):
+            if duplicate.session_id not in self._ending:
+                self._ending.add(duplicate.session_id)
+                self._spawn(self._end_duplicate(duplicate, keys))
+
+    def _end_doubt(self, settled: Settled) -> None:
+        future = self._settling.pop(settled.doubt, None)
+        if future is not None and not future.done():
+            future.set_result(settled.outcome)
+
+    async def _settle_by_asking(self, doubt: Doubt, future: asyncio.Future[Found | Fenced]) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not future.done():
+            outcome = await self._ask_what_became_of(doubt)
+            if outcome is not None and not future.done():
+                self._end_doubt(self._desk.settle(doubt, outcome, self._clock.now_ms()))
+            await asyncio.wait({future}, timeout=pause_s * self._rng.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _ask_what_became_of(self, doubt: Doubt) -> Found | Fenced | None:
+        """The session, or a durable fence; None when it could not be asked."""
+        peer = self._peers[self._desk.view.address_of(doubt.substation_id) or doubt.address]
+        if not peer.ready():
+            return None
+        request = reports_pb2.ResolveChargeRequest(
+            owner=doubt.key.owner, request_id=doubt.key.request_id, attempt_id=doubt.attempt_id
+        )
+        try:
+            response = await peer.reports.ResolveCharge(request, timeout=_RESOLVE_TIMEOUT_S)
+            return _resolved(response, doubt)
+        except grpc.aio.AioRpcError as error:
+            log.info("resolve failed", address=peer.address, code=error.code().name, details=error.details())
+        except wire.Malformed as malformed:
+            log.warning("resolve failed", address=peer.address, details=str(malformed))
+        return None
+
+    # --- duplicates -----------------------------------------------------------------------------
+
+    async def _end_duplicate(self, duplicate: Duplicate, keys: list[Key]) -> None:
+        """Ends one of two sessions of a key, until the index says that it ended or is the one to stay."""
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while any(duplicate == current for current in self._desk.duplicates(keys)):
+                if await self._ask_to_end(duplicate):
+                    return
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        finally:
+            self._ending.discard(duplicate.session_id)
+
+    async def _ask_to_end(self, duplicate: Duplicate) -> bool:
+        address = self._desk.view.address_of(duplicate.substation_id)
+        if address is None or not self._peers[address].ready():
+            return False
+        request = reports_pb2.EndDuplicateRequest(
+            session_id=duplicate.session_id,
+            survivor_session_id=duplicate.survivor_session_id,
+            survivor_attempt_id=duplicate.survivor_attempt_id,
+        )
+        try:
+            await self._peers[address].reports.EndDuplicate(request, timeout=_RESOLVE_TIMEOUT_S)
+            self._metrics.duplicates.inc()
+            log.warning("duplicate ended", session_id=duplicate.session_id, survivor=duplicate.survivor_session_id)
+        except grpc.aio.AioRpcError as error:
+            log.info("duplicate not ended", session_id=duplicate.session_id, code=error.code().name)
+            return False
+        return True
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def forget_old(self) -> None:
+        """Drops, again and again, what need not be remembered any longer."""
+        while True:
+            await asyncio.sleep(_FORGET_EVERY_S)
+            self._desk.index.forget(self._clock.now_ms())
+
+    async def stop(self, grace_s: float) -> None:
+        """Lets charges that are under way finish, also those whose client went away."""
+        if self._flights:
+            await asyncio.wait(list(self._flights.values()), timeout=grace_s)
+        for task in [*self._flights.values(), *self._background]:
+            task.cancel()
+        await asyncio.gather(*self._flights.values(), *self._background, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _replied(response: charging_pb2.ChargeResponse) -> Outcome:
+    session = response.session
+    try:
+        load = wire.load_of(response.load)
+    except wire.Malformed as malformed:
+        log.warning("reply without a usable load", details=str(malformed))
+        return Lost()
+    return Replied(
+        load=load,
+        session_id=session.session_id,
+        attempt_id=session.attempt_id,
+        ended_at_ms=wire.ended_at_ms(session),
+        repeated=response.repeated,
+        reply=response,
+    )
+
+
+def _resolved(response: reports_pb2.ResolveChargeResponse, doubt: Doubt) -> Found | Fenced | None:
+    load = wire.load_of(response.load)
+    if load.substation_id != doubt.substation_id:
+        return None  # another one answers at this address; its fence would prove nothing
+    if response.WhichOneof("outcome") == "fence":
+        return Fenced()
+    session = response.session
+    reply = charging_pb2.ChargeResponse(session=session, load=response.load)
+    return Found(load, session.session_id, session.attempt_id, wire.ended_at_ms(session), reply)

@@ -1,0 +1,246 @@
+"""How reports and admissions get here: two streams to each substation, over its one channel.
+
+Their life cycle: a jittered start; no deadline; a stream of reports that is silent for three intervals
+is given up; tries are 1 to 30 s apart with jitter, a little less than half a second after a stream
+that had said something; UNIMPLEMENTED ends it for good. While there is no connection the channel
+itself tries again, every second at most, so that a restarted substation is back at once.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from random import Random
+
+import grpc
+import structlog
+
+from balancer import wire
+from balancer.desk import Desk, Settled
+from balancer.metrics import BalancerMetrics
+from balancer.peers import Peer, Peers
+from balancer.view import FRESH_INTERVALS
+from gridmesh.v1 import reports_pb2
+from mesh.charge import Key
+from mesh.clock import Clock, seconds
+
+log = structlog.get_logger()
+
+START_JITTER_S = 0.2
+SOON_S = 0.3
+FIRST_BACKOFF_S = 1.0
+LONGEST_BACKOFF_S = 30.0
+SILENT = "silent"
+
+
+class Unserved(Exception):
+    """The other side does not have this rpc: it is no substation, and trying again changes nothing."""
+
+
+class Moved(Exception):
+    """The entries are another substation's than the one that reported."""
+
+
+class Backoff:
+    """Seconds to wait before the next try. Only a decoded message resets it."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._ceiling_s = 0.0
+
+    def heard(self) -> None:
+        self._ceiling_s = 0.0
+
+    def next(self) -> float:
+        """Soon after a stream that worked, then 1 to 30 s; each with jitter down to half."""
+        wait = self._ceiling_s or SOON_S
+        self._ceiling_s = min(max(FIRST_BACKOFF_S, 2 * self._ceiling_s), LONGEST_BACKOFF_S)
+        return wait * self._rng.uniform(0.5, 1.0)
+
+    @property
+    def patience_s(self) -> float:
+        """How long a new stream may be silent at first: a stopped process answers when it goes on."""
+        return self._ceiling_s
+
+
+class Subscription:
+    """Both streams of one substation. `on_change` is called after the view changed."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        desk: Desk,
+        clock: Clock,
+        rng: Random,
+        interval_ms: int,
+        metrics: BalancerMetrics,
+        on_change: Callable[[], None],
+        on_settled: Callable[[list[Settled], list[Key]], None],
+    ) -> None:
+        self._peer = peer
+        self._desk = desk
+        self._clock = clock
+        self._rng = rng
+        self._interval_ms = interval_ms
+        self._metrics = metrics
+        self._on_change = on_change
+        self._on_settled = on_settled
+        self.reported = asyncio.Event()
+        self._log = log.bind(address=peer.address)
+
+    async def run(self) -> None:
+        """Until cancelled, or until it is clear that nobody there is a substation."""
+        await asyncio.sleep(self._rng.uniform(0, START_JITTER_S))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow("load reports", self._reports))
+                group.create_task(self._follow("admissions", self._admissions))
+        except* Unserved as unserved:
+            self._log.error("this address serves no load reports or admissions and is given up", why=str(unserved))
+
+    async def _follow(self, what: str, stream: Callable[[Backoff], AsyncIterator[None]]) -> None:
+        backoff = Backoff(self._rng)
+        while True:
+            await self._peer.channel.channel_ready()
+            why = await self._once(stream, backoff)
+            self._log.info("stream ended", stream=what, why=why)
+            pause_s = backoff.next()
+            # After silence the patience of the next stream is the pause.
+            await asyncio.sleep(min(pause_s, SOON_S) if why == SILENT else pause_s)
+
+    async def _once(self, stream: Callable[[Backoff], AsyncIterator[None]], backoff: Backoff) -> str:
+        try:
+            async for _ in stream(backoff):
+                backoff.heard()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise Unserved(error.details() or "UNIMPLEMENTED") from None
+            return f"{error.code().name} {error.details()}"
+        except TimeoutError:
+            return SILENT
+        except Moved:
+            return "another substation answers there"
+        return "ended by the substation"
+
+    # --- load reports ---------------------------------------------------------------------------
+
+    async def _reports(self, backoff: Backoff) -> AsyncIterator[None]:
+        request = reports_pb2.StreamLoadReportsRequest()
+        request.interval.FromMilliseconds(self._interval_ms)
+        silence_s = FRESH_INTERVALS * self._interval_ms / 1000
+        call = self._peer.reports.StreamLoadReports(request)
+        watchdog = Watchdog(call.cancel, silence_s, max(silence_s, backoff.patience_s))
+        try:
+            async for response in call:
+                watchdog.heard()
+                if self._report(response):
+                    yield
+        except asyncio.CancelledError:
+            watchdog.raise_if_bitten()
+            raise
+        finally:
+            watchdog.close()
+            call.cancel()
+            self._desk.disconnected(self._peer.address)
+            self.reported.clear()
+            self._on_change()
+
+    def _report(self, response: reports_pb2.StreamLoadReportsResponse) -> bool:
+        try:
+            load = wire.load_of(response.report)
+        except wire.Malformed as malformed:
+            self._metrics.reports.labels("malformed").inc()
+            self._log.warning("report ignored", why=str(malformed))
+            return False
+        result = self._desk.reported(self._peer.address, load, self._clock.now_ms())
+        self._metrics.reports.labels(result.value).inc()
+        self.reported.set()
+        self._on_change()
+        return True
+
+    # --- admissions -----------------------------------------------------------------------------
+
+    async def _admissions(self, _: Backoff) -> AsyncIterator[None]:
+        # Who is there is known from its first report.
+        await self.reported.wait()
+        substation_id = self._desk.view[self._peer.address].substation_id
+        request = reports_pb2.StreamAdmissionsRequest()
+        position = self._desk.index.position(substation_id)
+        if position is not None:
+            request.after.epoch, request.after.sequence = position
+        self._desk.admissions_begin(self._peer.address, substation_id, self._clock.now_ms())
+        call = self._peer.reports.StreamAdmissions(request)
+        try:
+            async for response in call:
+                self._admission(substation_id, response)
+                yield
+        finally:
+            call.cancel()
+            self._desk.admissions_end(self._peer.address, self._clock.now_ms())
+
+    def _admission(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> None:
+        epoch, sequence, now = response.position.epoch, response.position.sequence, self._clock.now_ms()
+        entries = [wire.entry_of(admission, epoch) for admission in response.admissions]
+        if any(entry.substation_id != substation_id for entry in entries):
+            raise Moved
+        address = self._peer.address
+        match response.phase:
+            case reports_pb2.ADMISSION_PHASE_SNAPSHOT:
+                self._desk.snapshot(substation_id, entries)
+            case reports_pb2.ADMISSION_PHASE_SNAPSHOT_END:
+                self._on_settled(*self._desk.snapshot_end(address, substation_id, epoch, sequence, now))
+                self._on_change()
+            case reports_pb2.ADMISSION_PHASE_CHANGES:
+                self._on_settled(*self._desk.changes(address, substation_id, epoch, sequence, entries, now))
+                self._on_change()
+
+
+class Watchdog:
+    """Calls `bite` after silence. One timer, moved only when it fires, however many messages come."""
+
+    def __init__(self, bite: Callable[[], object], silence_s: float, first_s: float) -> None:
+        self._bite = bite
+        self._silence_s = silence_s
+        self._due = seconds() + first_s
+        self._bitten = False
+        self._timer = asyncio.get_running_loop().call_later(first_s, self._check)
+
+    def heard(self) -> None:
+        self._due = seconds() + self._silence_s
+
+    def raise_if_bitten(self) -> None:
+        """TimeoutError when the stream was cancelled from here rather than from outside."""
+        if self._bitten:
+            raise TimeoutError
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        left = self._due - seconds()
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left, self._check)
+        else:
+            self._bitten = True
+            self._bite()
+
+
+class Subscriptions:
+    """Those of all substations."""
+
+    def __init__(self, peers: Peers, make: Callable[[Peer], Subscription]) -> None:
+        self._subscriptions = [make(peer) for peer in peers]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(subscription.run()) for subscription in self._subscriptions]
+
+    async def first_reports(self, timeout_s: float) -> None:
+        """Waits for one report of each, but no longer than that."""
+        waits = [asyncio.create_task(subscription.reported.wait()) for subscription in self._subscriptions]
+        await asyncio.wait(waits, timeout=timeout_s)
+        for wait in waits:
+            wait.cancel()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""The contract's messages to and from what the pure modules work with."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from balancer.admissions import Entry
+from balancer.attempt import Placement
+from balancer.view import Known, Load
+from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2, reports_pb2
+from mesh.charge import Key
+from mesh.ids import SUBSTATION_ID, substation_of
+from mesh.model import LimitSource, NotAccepting, ReportState, StopReason
+from mesh.units import kilowatts, watts
+
+# What a report must say to be used at all. An absent number was not reported, which is not 0.
+_REQUIRED = (
+    "epoch",
+    "sequence",
+    "admission_sequence",
+    "rated_power_kw",
+    "limit_power_kw",
+    "demand_kw",
+    "free_charge_points",
+    "charge_points",
+    "accepting",
+)
+
+
+class Malformed(Exception):
+    """A message that lacks what it must have. The sender is of another version, or broken."""
+
+
+def load_of(report: load_pb2.LoadReport) -> Load:
+    """A report in whole watts. Malformed when it lacks a number that placement rests on."""
+    missing = [name for name in _REQUIRED if not report.HasField(name)]  # type: ignore[arg-type]  # names from above
+    if missing or not SUBSTATION_ID.fullmatch(report.substation_id):
+        raise Malformed(f"load report without {', '.join(missing) or 'a substation_id'}")
+    try:
+        return _load_of(report)
+    except (ValueError, OverflowError):
+        raise Malformed("load report with a number that is none") from None
+
+
+def _load_of(report: load_pb2.LoadReport) -> Load:
+    return Load(
+        substation_id=report.substation_id,
+        epoch=report.epoch,
+        sequence=report.sequence,
+        admission_sequence=report.admission_sequence,
+        generated_at_ms=_millis(report.generated_at),
+        rated_w=watts(report.rated_power_kw),
+        limit_w=watts(report.limit_power_kw),
+        limit_source=LimitSource(report.limit_source),
+        demand_w=watts(report.demand_kw),
+        required_w=watts(report.required_kw),
+        floor_w=watts(report.floor_kw),
+        committed_w=watts(report.committed_kw),
+        granted_w=watts(report.granted_kw),
+        measured_w=watts(report.measured_kw),
+        active_sessions=report.active_sessions,
+        charge_points=report.charge_points,
+        free_charge_points=report.free_charge_points,
+        accepting=report.accepting,
+        not_accepting=NotAccepting(report.not_accepting_reason),
+        time_scale=report.time_scale if report.HasField("time_scale") else 1.0,
+        over_limit_s=report.over_limit_seconds,
+    )
+
+
+def report_of(load: Load) -> load_pb2.LoadReport:
+    """The report as it came."""
+    report = load_pb2.LoadReport(
+        substation_id=load.substation_id,
+        epoch=load.epoch,
+        sequence=load.sequence,
+        admission_sequence=load.admission_sequence,
+        rated_power_kw=kilowatts(load.rated_w),
+        limit_power_kw=kilowatts(load.limit_w),
+        limit_source=load_pb2.LimitSource.ValueType(load.limit_source),
+        demand_kw=kilowatts(load.demand_w),
+        required_kw=kilowatts(load.required_w),
+        floor_kw=kilowatts(load.floor_w),
+        committed_kw=kilowatts(load.committed_w),
+        granted_kw=kilowatts(load.granted_w),
+        measured_kw=kilowatts(load.measured_w),
+        active_sessions=load.active_sessions,
+        charge_points=load.charge_points,
+        free_charge_points=load.free_charge_points,
+        accepting=load.accepting,
+        not_accepting_reason=load_pb2.NotAcceptingReason.ValueType(load.not_accepting),
+        time_scale=load.time_scale,
+        over_limit_seconds=load.over_limit_s,
+    )
+    report.generated_at.FromMilliseconds(load.generated_at_ms)
+    return report
+
+
+def substation_message(known: Known, state: ReportState, ejected: bool, now: int) -> operations_pb2.Substation:
+    """One substation of the load view."""
+    message = operations_pb2.Substation(
+        substation_id=known.substation_id,
+        address=known.address,
+        state=operations_pb2.ReportState.ValueType(state),
+        reserved_kw=kilowatts(known.reserved_w),
+        reservations=len(known.reservations),
+        ejected=ejected,
+    )
+    if known.load is not None and known.received_ms is not None:
+        message.report.CopyFrom(report_of(known.load))
+        message.report_age.FromMilliseconds(max(0, now - known.received_ms))
+    return message
+
+
+def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
+    """One admission of that epoch. Malformed when its session id names no substation."""
+    substation_id = substation_of(admission.session_id)
+    if substation_id is None:
+        raise Malformed(f"admission with session_id {admission.session_id[:80]!r}")
+    return Entry(
+        key=Key(admission.owner, admission.request_id),
+        session_id=admission.session_id,
+        substation_id=substation_id,
+        attempt_id=admission.attempt_id,
+        epoch=epoch,
+        sequence=admission.sequence,
+        ended_at_ms=_millis(admission.ended_at) if admission.HasField("ended_at") else None,
+        stop_reason=StopReason(admission.stop_reason),
+        duplicate_of=admission.duplicate_of,
+    )
+
+
+def ended_at_ms(session: charging_pb2.Session) -> int | None:
+    """When the session ended, in wall milliseconds; None while it lives."""
+    return _millis(session.ended_at) if session.HasField("ended_at") else None
+
+
+def placement_message(placement: Placement) -> charging_pb2.Placement:
+    """Why a session is where it is."""
+    return charging_pb2.Placement(
+        substation_id=placement.substation_id,
+        policy=placement.policy,
+        score=placement.score,
+        utilisation_before=placement.before,
+        utilisation_after=placement.after,
+        eligible=placement.eligible,
+        tried=placement.tried,
+    )
+
+
+def _millis(time: Timestamp) -> int:
+    # By hand: ToMilliseconds() raises on what a broken sender can put on the wire.
+    return time.seconds * 1000 + time.nanos // 1_000_000

@@ -1,0 +1,177 @@
+"""The pick rule, and what a caller hears when nobody fits."""
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+
+from balancer.desk import Desk
+from balancer.pick import FULL_SCAN, LEAST_UTILISATION, RANDOM_CHOICES, Pick
+from balancer.view import Load
+from mesh.errors import MeshError, Refused, Unavailable
+from mesh.model import ErrorReason, NotAccepting
+from tests.balancer.makers import INTERVAL, NOW, address, charge, desk_of, load
+
+
+def picked(desk: Desk, now: int = NOW, tried: tuple[str, ...] = (), **car: Any) -> Pick:  # noqa: ANN401
+    pick = desk.picker.pick(charge(**car), now, tried)
+    assert isinstance(pick, Pick), pick
+    return pick
+
+
+def refused(desk: Desk, now: int = NOW, tried: tuple[str, ...] = (), **car: Any) -> MeshError:  # noqa: ANN401
+    error = desk.picker.pick(charge(**car), now, tried)
+    assert isinstance(error, MeshError), error
+    return error
+
+
+def test_the_lowest_utilisation_after_placement_wins_not_the_lowest_power() -> None:
+    desk = desk_of(
+        load("small", limit_w=50_000, demand_w=10_000),
+        load("large", limit_w=200_000, demand_w=60_000),
+        load("full", limit_w=100_000, demand_w=90_000),
+    )
+    pick = picked(desk)
+    assert pick == Pick(
+        address="large:1",
+        substation_id="large",
+        policy=LEAST_UTILISATION,
+        score=71 / 200,
+        before=60 / 200,
+        after=71 / 200,
+        eligible=3,
+    )
+
+
+def test_the_size_of_the_asked_power_counts() -> None:
+    """An empty small site would be at 0.88 afterwards, a half-full large one at 0.61."""
+    desk = desk_of(load("small", limit_w=25_000), load("large", limit_w=200_000, demand_w=100_000))
+    assert picked(desk, max_w=22_000).substation_id == "large"
+
+
+def test_ties_are_broken_at_random_and_evenly() -> None:
+    desk = desk_of(load("a"), load("b"), load("c"))
+    counts = Counter(picked(desk).substation_id for _ in range(3_000))
+    assert all(900 < count < 1_100 for count in counts.values()), counts
+
+
+def test_thirty_equal_cars_go_ten_to_each_of_three() -> None:
+    desk = desk_of(load("a"), load("b"), load("c"))
+    counts: Counter[str] = Counter()
+    for number in range(30):
+        pick = picked(desk, number=number)
+        desk.view.reserve(pick.address, charge(number).key, 11_000, NOW)
+        counts[pick.substation_id] += 1
+    assert counts == {"a": 10, "b": 10, "c": 10}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"free_charge_points": 0}, ErrorReason.NO_CHARGE_POINT),
+        ({"limit_w": 0}, ErrorReason.FLOOR_ABOVE_LIMIT),
+        ({"limit_w": 4_139}, ErrorReason.FLOOR_ABOVE_LIMIT),
+        ({"accepting": False, "not_accepting": NotAccepting.DRAINING}, ErrorReason.NOT_ACCEPTING),
+        ({"accepting": False, "not_accepting": NotAccepting.LEDGER}, ErrorReason.LEDGER_UNAVAILABLE),
+    ],
+)
+def test_what_stands_in_the_way_is_what_the_caller_hears(changed: dict[str, object], reason: ErrorReason) -> None:
+    error = refused(desk_of(load("a", **changed)))
+    assert error.reason is reason
+    assert error.retry_after_ms is not None
+
+
+def test_a_floor_equal_to_the_limit_fits() -> None:
+    assert picked(desk_of(load("a", limit_w=4_140))).substation_id == "a"
+
+
+def test_a_reserved_plug_is_taken() -> None:
+    desk = desk_of(load("a", free_charge_points=1))
+    desk.view.reserve("a:1", charge(1).key, 11_000, NOW)
+    assert refused(desk).reason is ErrorReason.NO_CHARGE_POINT
+
+
+def test_the_obstacle_that_goes_away_soonest_explains_the_refusal() -> None:
+    desk = desk_of(
+        load("a", accepting=False), load("b", free_charge_points=0), load("c", limit_w=0), load("d", demand_w=1)
+    )
+    error = refused(desk, tried=("d:1",))
+    assert isinstance(error, Refused)
+    assert error.reason is ErrorReason.NO_CHARGE_POINT
+
+
+def test_only_allowed_substations_are_asked() -> None:
+    desk = desk_of(load("a"), load("b", demand_w=99_000))
+    assert picked(desk, allowed=frozenset({"b"})).substation_id == "b"
+    assert refused(desk, allowed=frozenset({"z"})).reason is ErrorReason.NO_SUBSTATION
+
+
+def test_one_that_never_reported_gets_no_car() -> None:
+    desk = Desk(["a:1", "b:1"], INTERVAL, Random(1))
+    desk.reported("b:1", load("b", demand_w=500_000), NOW)
+    assert {picked(desk).substation_id for _ in range(20)} == {"b"}
+
+
+def test_when_all_are_silent_the_caller_is_told_to_come_again() -> None:
+    error = refused(Desk(["a:1"], INTERVAL, Random(1)))
+    assert isinstance(error, Unavailable)
+    assert (error.reason, error.retry_after_ms) == (ErrorReason.NO_SUBSTATION, 1_000)
+
+
+def test_a_gone_substation_is_not_asked() -> None:
+    assert refused(desk_of(load("a")), now=NOW + 11 * INTERVAL).reason is ErrorReason.NO_SUBSTATION
+
+
+def test_a_stale_one_is_asked_only_when_no_fresh_one_fits() -> None:
+    desk = desk_of(load("stale"), load("fresh", demand_w=90_000))
+    later = NOW + 5 * INTERVAL
+    desk.reported("fresh:1", load("fresh", sequence=2, demand_w=90_000), later)
+    assert picked(desk, later).substation_id == "fresh"
+    pick = picked(desk, later, tried=("fresh:1",))
+    assert (pick.substation_id, pick.policy) == ("stale", RANDOM_CHOICES)
+
+
+def test_among_stale_ones_the_choice_is_partly_random() -> None:
+    """Balancers with the same old view must not all choose the same."""
+    desk = desk_of(*(load(f"s{i}", demand_w=i * 1_000) for i in range(4)))
+    counts = Counter(picked(desk, NOW + 5 * INTERVAL).substation_id for _ in range(600))
+    assert set(counts) == {"s0", "s1", "s2"}, "the most loaded of four is never the better of two"
+    assert counts["s0"] > counts["s1"] > counts["s2"]
+
+
+def test_an_ejected_one_is_left_out_and_the_delay_is_until_its_probe() -> None:
+    desk = desk_of(load("a"), load("b"))
+    for _ in range(7):
+        desk.ejections.failed("a:1", NOW)
+    assert {picked(desk).substation_id for _ in range(20)} == {"b"}
+    error = refused(desk, now=NOW + 400, tried=("b:1",))
+    assert (error.reason, error.retry_after_ms) == (ErrorReason.NO_SUBSTATION, 600)
+
+
+def many(count: int = FULL_SCAN + 1, **changed: object) -> list[Load]:
+    return [load(f"s{i}", **changed) for i in range(count)]
+
+
+def test_up_to_64_are_all_looked_at() -> None:
+    loads = [load(f"s{i}", demand_w=1_000 if i == 40 else 2_000) for i in range(FULL_SCAN)]
+    assert picked(desk_of(*loads)).substation_id == "s40"
+
+
+def test_beyond_64_a_few_random_ones_are_looked_at() -> None:
+    desk = desk_of(*many())
+    picks = [picked(desk) for _ in range(200)]
+    assert {pick.policy for pick in picks} == {RANDOM_CHOICES}
+    assert len({pick.substation_id for pick in picks}) > 40
+
+
+def test_beyond_64_the_only_one_that_fits_is_found() -> None:
+    loads = many(accepting=False)
+    loads[50] = load("s50")
+    pick = picked(desk_of(*loads))
+    assert (pick.address, pick.policy, pick.eligible) == (address("s50"), RANDOM_CHOICES, 1)
+
+
+def test_the_same_seed_gives_the_same_picks() -> None:
+    runs = [[picked(desk).address for _ in range(50)] for desk in (desk_of(*many(), seed=9), desk_of(*many(), seed=9))]
+    assert runs[0] == runs[1]

@@ -1,0 +1,315 @@
+"""Faults of the transport that a real substation cannot be told to make: lost replies and silence."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from random import Random
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from balancer import wire
+from balancer.changes import Changes
+from balancer.desk import Desk
+from balancer.metrics import BalancerMetrics, ViewCollector
+from balancer.peers import Peer, Peers
+from balancer.router import Router
+from balancer.subscriptions import Subscription, Subscriptions
+from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, reports_pb2_grpc
+from mesh.clock import SystemClock
+from mesh.errors import MeshError
+from mesh.interceptors import Context
+from mesh.model import ErrorReason, ReportState
+from tests.balancer.makers import key, load, session
+
+INTERVAL_MS = 100
+
+
+class Charging(charging_pb2_grpc.ChargingServiceServicer):
+    """Admits every car, and loses the replies that it is told to lose."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sessions: dict[str, charging_pb2.Session] = {}
+        self.lose_before = False
+        self.lose_after = False
+        self.delay = asyncio.Event()
+        self.delay.set()
+        self.attempts: list[charging_pb2.ChargeRequest] = []
+
+    async def Charge(  # noqa: N802
+        self, request: charging_pb2.ChargeRequest, context: Context
+    ) -> charging_pb2.ChargeResponse:
+        self.attempts.append(request)
+        await self.delay.wait()
+        if self.lose_before:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
+        repeated = request.request_id in self.sessions
+        made = charging_pb2.Session(session_id=session(self.name, len(self.sessions)), attempt_id=request.attempt_id)
+        kept = self.sessions.setdefault(request.request_id, made)
+        if self.lose_after:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
+        return charging_pb2.ChargeResponse(session=kept, load=self.load(), repeated=repeated)
+
+    def load(self) -> load_pb2.LoadReport:
+        count = len(self.sessions)
+        return wire.report_of(
+            load(
+                self.name,
+                epoch=1,
+                sequence=count,
+                admission_sequence=count,
+                generated_at_ms=SystemClock().now_ms(),
+                demand_w=11_000 * count,
+            )
+        )
+
+
+class Reports(reports_pb2_grpc.LoadReportServiceServicer):
+    """Reports until told to be silent."""
+
+    def __init__(self, charging: Charging) -> None:
+        self.charging = charging
+        self.silent = False
+        self.unimplemented = False
+        self.streams = 0
+        self.resolvable = asyncio.Event()
+        self.resolvable.set()
+        self.resolved = 0
+
+    async def StreamLoadReports(  # noqa: N802
+        self, request: reports_pb2.StreamLoadReportsRequest, context: Context
+    ) -> AsyncIterator[reports_pb2.StreamLoadReportsResponse]:
+        self.streams += 1
+        if self.unimplemented:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not a substation")
+        while True:
+            if not self.silent:
+                yield reports_pb2.StreamLoadReportsResponse(report=self.charging.load())
+            await asyncio.sleep(0.02)
+
+    async def StreamAdmissions(  # noqa: N802
+        self, request: reports_pb2.StreamAdmissionsRequest, context: Context
+    ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
+        yield reports_pb2.StreamAdmissionsResponse(
+            phase=reports_pb2.ADMISSION_PHASE_SNAPSHOT_END, position=reports_pb2.AdmissionPosition(epoch=1)
+        )
+        await asyncio.Event().wait()
+
+    async def ResolveCharge(  # noqa: N802
+        self, request: reports_pb2.ResolveChargeRequest, context: Context
+    ) -> reports_pb2.ResolveChargeResponse:
+        self.resolved += 1
+        if not self.resolvable.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
+        kept = self.charging.sessions.get(request.request_id)
+        if kept is None:
+            fence = reports_pb2.Fence(attempt_id=request.attempt_id)
+            return reports_pb2.ResolveChargeResponse(fence=fence, load=self.charging.load())
+        return reports_pb2.ResolveChargeResponse(session=kept, load=self.charging.load())
+
+    async def EndDuplicate(  # noqa: N802
+        self, request: reports_pb2.EndDuplicateRequest, context: Context
+    ) -> reports_pb2.EndDuplicateResponse:
+        return reports_pb2.EndDuplicateResponse()
+
+
+class Substation:
+    """A server on a free port of the loopback."""
+
+    def __init__(self, name: str) -> None:
+        self.charging = Charging(name)  # type: ignore[abstract]  # the rest is not called here
+        self.reports = Reports(self.charging)
+        self.server = grpc.aio.server()
+        charging_pb2_grpc.add_ChargingServiceServicer_to_server(self.charging, self.server)
+        reports_pb2_grpc.add_LoadReportServiceServicer_to_server(self.reports, self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+
+
+class Balancer:
+    """Router and subscriptions over these substations."""
+
+    def __init__(self, *substations: Substation) -> None:
+        self.clock, self.rng, self.changes = SystemClock(), Random(1), Changes()
+        self.registry = CollectorRegistry()
+        self.metrics = BalancerMetrics(self.registry)
+        self.desk = Desk([one.address for one in substations], INTERVAL_MS, self.rng)
+        self.registry.register(ViewCollector(self.desk.view, self.clock))
+        self.peers = Peers(one.address for one in substations)
+        self.router = Router(self.desk, self.peers, self.clock, self.rng, self.metrics)
+        self.subscriptions = Subscriptions(self.peers, self._subscribe)
+
+    def _subscribe(self, peer: Peer) -> Subscription:
+        return Subscription(
+            peer, self.desk, self.clock, self.rng, INTERVAL_MS, self.metrics, self.changes.changed, self.router.settled
+        )
+
+    def state(self, substation: Substation) -> ReportState:
+        return self.desk.view.state(self.desk.view[substation.address], self.clock.now_ms())
+
+    def reserved(self) -> int:
+        return sum(known.reserved_w for known in self.desk.view)
+
+    async def charge(self, number: int = 0, timeout_s: float = 5.0) -> charging_pb2.ChargeResponse:
+        request = charging_pb2.ChargeRequest(
+            request_id=key(number).request_id, vehicle_id="EV", max_power_kw=11, allowed_substation_ids=["a", "b"]
+        )
+        return await self.router.charge(request, timeout_s)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Waits for a condition, and fails when it does not come true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - any condition
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def a() -> AsyncIterator[Substation]:
+    substation = Substation("a")
+    await substation.server.start()
+    yield substation
+    await substation.server.stop(0)
+
+
+@pytest.fixture
+async def b() -> AsyncIterator[Substation]:
+    """The worse one, so that `a` is asked first."""
+    substation = Substation("b")
+    for number in range(3):
+        substation.charging.sessions[f"other-{number}"] = charging_pb2.Session()
+    await substation.server.start()
+    yield substation
+    await substation.server.stop(0)
+
+
+@pytest.fixture
+async def balancer(a: Substation, b: Substation) -> AsyncIterator[Balancer]:
+    balancer = Balancer(a, b)
+    balancer.subscriptions.start()
+    await balancer.subscriptions.first_reports(5)
+    yield balancer
+    await balancer.router.stop(1)
+    await balancer.subscriptions.stop()
+    await balancer.peers.close()
+
+
+async def test_a_reply_that_is_lost_after_the_commit_is_found_and_answered(
+    balancer: Balancer, a: Substation, b: Substation
+) -> None:
+    a.charging.lose_after = True
+    response = await balancer.charge()
+    assert response.session.session_id == session("a")
+    assert (response.placement.substation_id, response.placement.policy) == ("a", "least_utilisation")
+    assert not response.repeated
+    assert b.charging.attempts == []
+    await until(lambda: balancer.reserved() == 0)
+
+
+async def test_a_request_that_was_lost_is_fenced_before_another_is_asked(
+    balancer: Balancer, a: Substation, b: Substation
+) -> None:
+    a.charging.lose_before = True
+    response = await balancer.charge()
+    assert response.placement.substation_id == "b"
+    assert response.placement.tried == 2
+    assert a.reports.resolved == 1
+    assert a.charging.attempts[0].attempt_id == b.charging.attempts[0].attempt_id
+    await until(lambda: balancer.reserved() == 0)
+
+
+async def test_nobody_else_is_asked_while_it_is_in_doubt_and_the_doubt_outlives_the_call(
+    balancer: Balancer, a: Substation, b: Substation
+) -> None:
+    a.charging.lose_after = True
+    a.reports.resolvable.clear()
+    with pytest.raises(MeshError) as failed:
+        await balancer.charge(timeout_s=0.4)
+    assert failed.value.reason is ErrorReason.OUTCOME_UNKNOWN
+    assert failed.value.retry_after_ms is not None
+    assert b.charging.attempts == []
+    assert balancer.reserved() == 11_000
+    a.charging.lose_after = False
+    a.reports.resolvable.set()
+    await until(lambda: not balancer.desk.doubts)
+    await until(lambda: balancer.reserved() == 0)
+    again = await balancer.charge()
+    assert again.repeated
+    assert again.session.session_id == session("a")
+    assert again.placement.policy == "repeat"
+
+
+async def test_a_silent_substation_is_in_doubt_until_the_deadline(balancer: Balancer, a: Substation) -> None:
+    a.charging.delay.clear()
+    with pytest.raises(MeshError) as failed:
+        await balancer.charge(timeout_s=0.4)
+    assert failed.value.reason is ErrorReason.OUTCOME_UNKNOWN
+    a.charging.delay.set()
+
+
+async def test_two_calls_with_one_key_at_once_make_one_session(balancer: Balancer, a: Substation) -> None:
+    responses = await asyncio.gather(*(balancer.charge() for _ in range(20)))
+    assert {response.session.session_id for response in responses} == {session("a")}
+    assert sum(not response.repeated for response in responses) == 1
+
+
+async def test_a_client_that_goes_away_leaves_a_session_that_its_repeat_finds(
+    balancer: Balancer, a: Substation
+) -> None:
+    a.charging.delay.clear()
+    call = asyncio.create_task(balancer.charge())
+    await until(lambda: bool(a.charging.attempts))
+    call.cancel()
+    await asyncio.wait({call})
+    a.charging.delay.set()
+    assert (await balancer.charge()).repeated
+    await until(lambda: balancer.reserved() == 0)
+
+
+async def test_the_first_hop_names_the_attempt_and_its_end(balancer: Balancer, a: Substation) -> None:
+    await balancer.charge(timeout_s=5)
+    sent = a.charging.attempts[0]
+    assert sent.attempt_id
+    left_s = sent.not_after.seconds - balancer.clock.now_ms() / 1000
+    assert 5 < left_s < 7.1
+
+
+async def test_a_substation_that_falls_silent_is_stale_and_fresh_again_when_it_speaks(
+    balancer: Balancer, a: Substation
+) -> None:
+    a.reports.silent = True
+    await until(lambda: balancer.state(a) is not ReportState.FRESH)
+    await until(lambda: a.reports.streams >= 2)
+    a.reports.silent = False
+    await until(lambda: balancer.state(a) is ReportState.FRESH)
+
+
+async def test_a_lost_connection_sends_cars_elsewhere_at_once(balancer: Balancer, a: Substation, b: Substation) -> None:
+    await a.server.stop(0)
+    await until(lambda: not balancer.peers[a.address].ready())
+    assert (await balancer.charge()).placement.substation_id == "b"
+    await until(lambda: balancer.reserved() == 0)
+
+
+async def test_an_address_that_is_no_substation_is_given_up(balancer: Balancer) -> None:
+    stranger = Substation("a")
+    stranger.reports.unimplemented = True
+    await stranger.server.start()
+    other = Balancer(stranger)
+    other.subscriptions.start()
+    await until(lambda: stranger.reports.streams == 1)
+    await until(lambda: all(task.done() for task in other.subscriptions._tasks))
+    assert other.state(stranger) is ReportState.NEVER_REPORTED
+    await other.subscriptions.stop()
+    await other.peers.close()
+    await stranger.server.stop(0)
+
+
+async def test_the_metrics_tell_of_picks_states_and_reservations(balancer: Balancer, a: Substation) -> None:
+    await balancer.charge()
+    sample = balancer.registry.get_sample_value
+    assert sample("balancer_picks_total", {"substation": "a"}) == 1
+    assert sample("balancer_substation_state", {"substation": "a", "state": "fresh"}) == 1
+    await until(lambda: sample("balancer_reserved_watts", {"substation": "a"}) == 0)
+    assert sample("balancer_tries_total", {"result": "replied"}) == 1
+    assert (sample("balancer_report_age_seconds", {"substation": "a"}) or 0) < 3

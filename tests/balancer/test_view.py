@@ -1,0 +1,213 @@
+"""The load view: silence is not idleness, and nothing is counted twice or forgotten."""
+
+import pytest
+
+from balancer.view import HELD_MOST, HOLD_MS, LoadView, Received
+from mesh.model import ReportState
+from tests.balancer.makers import INTERVAL, NOW, key, load
+
+
+def view_of_one() -> LoadView:
+    view = LoadView(["a:1"], INTERVAL)
+    view.report("a:1", load(), NOW)
+    return view
+
+
+def test_a_substation_that_never_reported_is_not_idle() -> None:
+    view = LoadView(["a:1"], INTERVAL)
+    known = view["a:1"]
+    assert view.state(known, NOW) is ReportState.NEVER_REPORTED
+    assert (known.substation_id, known.demand_w, known.free_charge_points) == ("", 0, 0)
+    assert view.address_of("a") is None
+
+
+@pytest.mark.parametrize(
+    ("age", "state"),
+    [
+        (0, ReportState.FRESH),
+        (3 * INTERVAL, ReportState.FRESH),
+        (3 * INTERVAL + 1, ReportState.STALE),
+        (10 * INTERVAL, ReportState.STALE),
+        (10 * INTERVAL + 1, ReportState.GONE),
+    ],
+)
+def test_a_report_ages_from_fresh_to_gone(age: int, state: ReportState) -> None:
+    view = view_of_one()
+    assert view.state(view["a:1"], NOW + age) is state
+
+
+def test_a_report_brings_a_gone_substation_back() -> None:
+    view = view_of_one()
+    later = NOW + 60_000
+    assert view.report("a:1", load(sequence=2, generated_at_ms=later), later) is Received.ACCEPTED
+    assert view.state(view["a:1"], later) is ReportState.FRESH
+    assert view.address_of("a") == "a:1"
+    assert len(view) == 1
+
+
+def test_a_report_of_an_older_epoch_is_ignored() -> None:
+    view = view_of_one()
+    assert view.report("a:1", load(epoch=NOW - 1, sequence=99, demand_w=1), NOW) is Received.STALE
+    assert view["a:1"].demand_w == 0
+
+
+def test_a_report_of_a_lower_sequence_is_ignored_and_refreshes_nothing() -> None:
+    view = view_of_one()
+    assert view.report("a:1", load(sequence=0), NOW + 4 * INTERVAL) is Received.STALE
+    assert view.state(view["a:1"], NOW + 4 * INTERVAL) is ReportState.STALE
+
+
+def test_the_same_report_twice_is_a_duplicate_but_a_heartbeat_is_not() -> None:
+    view = view_of_one()
+    assert view.report("a:1", load(), NOW + 5) is Received.DUPLICATE
+    assert view.report("a:1", load(generated_at_ms=NOW + 1_000), NOW + 1_000) is Received.ACCEPTED
+    assert view["a:1"].received_ms == NOW + 1_000
+
+
+def test_a_newer_epoch_replaces_everything_whatever_its_sequence() -> None:
+    view = view_of_one()
+    view.report("a:1", load(sequence=50, demand_w=70_000), NOW)
+    assert view.report("a:1", load(epoch=NOW + 1, sequence=0, demand_w=11_000), NOW) is Received.ACCEPTED
+    assert view["a:1"].demand_w == 11_000
+
+
+def test_another_substation_at_an_address_is_taken_when_its_report_is_younger() -> None:
+    view = view_of_one()
+    contained_later = view.reserve("a:1", key(), 11_000, NOW)
+    view.admitted("a:1", NOW, [(key(), 5)])
+    assert view.report("a:1", load("b", epoch=1, generated_at_ms=NOW - 1), NOW) is Received.STALE
+    assert view.report("a:1", load("b", epoch=1, generated_at_ms=NOW + 1), NOW) is Received.ACCEPTED
+    assert (view.address_of("a"), view.address_of("b")) == (None, "a:1")
+    assert view["a:1"].reserved_w == 0, "the session is not at this substation"
+    view.release(contained_later)
+    assert view["a:1"].reserved_w == 0
+
+
+def test_two_substations_can_change_places() -> None:
+    view = LoadView(["a:1", "b:1"], INTERVAL)
+    view.report("a:1", load("a"), NOW)
+    view.report("b:1", load("b"), NOW)
+    view.report("a:1", load("b", generated_at_ms=NOW + 1), NOW + 1)
+    view.report("b:1", load("a", generated_at_ms=NOW + 1), NOW + 1)
+    assert (view.address_of("a"), view.address_of("b")) == ("b:1", "a:1")
+
+
+def test_a_reservation_counts_watts_and_a_plug_until_it_is_released() -> None:
+    view = view_of_one()
+    reservation = view.reserve("a:1", key(), 11_000, NOW)
+    known = view["a:1"]
+    assert (known.demand_w, known.free_charge_points, known.reserved_w) == (11_000, 119, 11_000)
+    view.release(reservation)
+    view.release(reservation)
+    assert (known.demand_w, known.free_charge_points, known.reserved_w) == (0, 120, 0)
+
+
+def test_a_key_is_reserved_once_at_an_address() -> None:
+    view = view_of_one()
+    view.reserve("a:1", key(), 11_000, NOW)
+    with pytest.raises(ValueError, match="already"):
+        view.reserve("a:1", key(), 11_000, NOW)
+
+
+def test_the_reply_ends_the_reservation_and_brings_the_load() -> None:
+    view = view_of_one()
+    reservation = view.reserve("a:1", key(), 11_000, NOW)
+    view.replied(reservation, load(sequence=2, admission_sequence=1, demand_w=11_000), NOW)
+    assert (view["a:1"].demand_w, view["a:1"].reserved_w) == (11_000, 0)
+
+
+def test_a_reply_older_than_the_last_report_ends_the_reservation_all_the_same() -> None:
+    view = view_of_one()
+    reservation = view.reserve("a:1", key(), 11_000, NOW)
+    view.report("a:1", load(sequence=3, admission_sequence=1, demand_w=22_000), NOW)
+    assert view["a:1"].demand_w == 33_000, "it cannot be known yet that the report contains it"
+    assert view.replied(reservation, load(sequence=2, demand_w=11_000), NOW) is Received.STALE
+    assert view["a:1"].demand_w == 22_000
+
+
+def test_a_key_in_the_admissions_is_counted_until_a_report_contains_it() -> None:
+    view = view_of_one()
+    view.reserve("a:1", key(), 11_000, NOW)
+    view.admitted("a:1", NOW, [(key(), 4), (key(7), 5)])
+    view.report("a:1", load(sequence=2, admission_sequence=3), NOW)
+    assert view["a:1"].demand_w == 11_000
+    view.report("a:1", load(sequence=3, admission_sequence=4, demand_w=11_000), NOW)
+    assert (view["a:1"].demand_w, view["a:1"].reserved_w) == (11_000, 0)
+
+
+def test_a_report_of_a_later_life_contains_what_was_admitted_before() -> None:
+    view = view_of_one()
+    view.reserve("a:1", key(), 11_000, NOW)
+    view.admitted("a:1", NOW, [(key(), 4)])
+    view.report("a:1", load(epoch=NOW + 1, sequence=0, demand_w=11_000), NOW)
+    assert view["a:1"].reserved_w == 0
+
+
+def test_a_call_in_flight_outlives_a_restart_of_the_substation() -> None:
+    view = view_of_one()
+    view.reserve("a:1", key(), 11_000, NOW)
+    view.report("a:1", load(epoch=NOW + 1), NOW)
+    assert view["a:1"].reserved_w == 11_000
+
+
+def test_a_report_ahead_of_the_admissions_waits_for_them() -> None:
+    """The first of two replies carries a load with both sessions: the other one must not count twice."""
+    view = view_of_one()
+    view.caught_up("a:1", NOW, 0, NOW)
+    first = view.reserve("a:1", key(1), 11_000, NOW)
+    view.reserve("a:1", key(2), 11_000, NOW)
+    view.replied(first, load(sequence=3, admission_sequence=2, demand_w=22_000), NOW)
+    assert view["a:1"].demand_w == 22_000
+    view.admitted("a:1", NOW, [(key(1), 1), (key(2), 2)])
+    view.caught_up("a:1", NOW, 2, NOW)
+    assert (view["a:1"].demand_w, view["a:1"].reserved_w) == (22_000, 0)
+
+
+def test_a_report_is_not_held_back_for_longer_than_the_limit() -> None:
+    view = view_of_one()
+    view.caught_up("a:1", NOW, 0, NOW)
+    view.reserve("a:1", key(1), 11_000, NOW)
+    view.report("a:1", load(sequence=2, admission_sequence=1, demand_w=50_000), NOW)
+    view.reserve("a:1", key(2), 11_000, NOW + HOLD_MS - 1)
+    assert view["a:1"].demand_w == 22_000
+    view.reserve("a:1", key(3), 11_000, NOW + HOLD_MS)
+    assert view["a:1"].demand_w == 83_000
+
+
+def test_a_held_report_counts_as_heard() -> None:
+    view = view_of_one()
+    view.caught_up("a:1", NOW, 0, NOW)
+    view.reserve("a:1", key(1), 11_000, NOW)
+    later = NOW + 5 * INTERVAL
+    view.report("a:1", load(sequence=2, admission_sequence=1), later)
+    assert view.state(view["a:1"], later) is ReportState.FRESH
+    assert view.report("a:1", load(sequence=2, admission_sequence=1), later) is Received.DUPLICATE
+
+
+def test_nothing_is_held_back_while_the_admissions_are_down() -> None:
+    view = view_of_one()
+    view.caught_up("a:1", NOW, 0, NOW)
+    view.reserve("a:1", key(1), 11_000, NOW)
+    view.report("a:1", load(sequence=2, admission_sequence=1, demand_w=50_000), NOW)
+    assert view["a:1"].demand_w == 11_000
+    view.lost_track("a:1", NOW)
+    assert view["a:1"].demand_w == 61_000
+
+
+def test_held_reports_are_bounded() -> None:
+    view = view_of_one()
+    view.caught_up("a:1", NOW, 0, NOW)
+    view.reserve("a:1", key(1), 11_000, NOW)
+    for number in range(HELD_MOST + 1):
+        view.report("a:1", load(sequence=2 + number, admission_sequence=1, demand_w=number), NOW)
+    held = len(view["a:1"].held)
+    assert held < HELD_MOST
+    assert view["a:1"].demand_w == 11_000 + HELD_MOST - held, "the oldest ones were let through, in order"
+
+
+def test_reading_changes_nothing() -> None:
+    view = view_of_one()
+    known = view["a:1"]
+    for now in (NOW + 60_000, NOW):
+        view.state(known, now)
+    assert view.state(known, NOW) is ReportState.FRESH
