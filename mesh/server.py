@@ -1,5 +1,7 @@
 """One gRPC server of the mesh: health, reflection, keepalive, and a stop that finishes what is in flight."""
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -21,6 +23,15 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Binds and lets go: grpc would say what is wrong in lines of its own, which name files of its own."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise StartupError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
 
 
 class Server:
@@ -45,6 +56,7 @@ async def start_server(
     register: Callable[[grpc.aio.Server], None],
 ) -> Server:
     """Starts a server with `services` (full names) that `register` adds. StartupError when the port is taken."""
+    _check_free(host, port)
     server = grpc.aio.server(interceptors=[Calls(metrics)], options=_OPTIONS)
     register(server)
     servicer = health.aio.HealthServicer()
@@ -53,7 +65,7 @@ async def start_server(
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
-        raise StartupError(f"cannot listen on {host}:{port}: the port is in use or not ours to take") from None
+        raise StartupError(f"cannot listen on {host}:{port}: taken in the meantime") from None
     await server.start()
     for service in ("", LIVENESS, *services):
         await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,216 @@
+"""The engine in real time: a real ledger, a plant that the test is in control of."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from mesh.clock import SystemClock
+from mesh.errors import Unavailable
+from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
+from substation.cars import CarEvent, Confirmed, Plugged, Reading
+from substation.engine import Engine, find_cars
+from substation.ledger import Ledger
+from substation.limits import Limit
+from substation.metrics import SubstationMetrics
+from substation.sessions import Offer, Session
+from substation.station import Station, StationConfig
+from tests.substation.rig import a_charge
+
+
+class Plant:
+    """Writes down what it is told."""
+
+    def __init__(self, readings: Iterable[Reading] = ()) -> None:
+        self.told: list[tuple[str, object]] = []
+        self.readings = list(readings)
+        self.say: Callable[[list[CarEvent]], None] = lambda _: None
+
+    def start(self, listener: Callable[[list[CarEvent]], None]) -> None:
+        self.say = listener
+
+    def recover(self, plugged: Iterable[Plugged], now: int) -> list[Reading]:
+        self.told += [("found", car) for car in plugged]
+        return self.readings
+
+    def plug_in(self, plugged: Plugged) -> None:
+        self.told.append(("plugged", plugged))
+
+    def offer(self, session_id: str, offer: Offer) -> None:
+        self.told.append(("offered", offer.power_w))
+
+    def open(self, session_id: str) -> None:
+        self.told.append(("opened", session_id))
+
+    def stop(self) -> None:
+        self.told.append(("stopped", None))
+
+    def offers(self) -> list[object]:
+        return [what for kind, what in self.told if kind == "offered"]
+
+
+@asynccontextmanager
+async def an_engine(folder: Path, plant: Plant, rated_w: int = 22_000) -> AsyncIterator[Engine]:
+    clock = SystemClock()
+    ledger = Ledger(folder / "ledger.db")
+    memory = ledger.recall(clock.now_ms())
+    find_cars(plant, memory.sessions, clock.now_ms())
+    station = Station(StationConfig("a", rated_w, 10), Random(1), clock.now_ms(), memory)
+    epoch = ledger.next_epoch(clock.now_ms())
+    engine = Engine(station, plant, ledger, clock, SubstationMetrics(CollectorRegistry()), epoch)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.shut()
+        await engine.stop()
+
+
+def rows(folder: Path) -> dict[str, Session]:
+    """What a process that starts now would find."""
+    ledger = Ledger(folder / "ledger.db")
+    try:
+        return {session.session_id: session for session in ledger.recall(SystemClock().now_ms()).sessions}
+    finally:
+        ledger.close()
+
+
+def protect_disk(engine: Engine, protected: bool) -> None:
+    """SQLite itself refuses every write."""
+    engine._ledger._db.execute(f"PRAGMA query_only = {int(protected)}")
+
+
+async def until(condition: Callable[[], bool], bound_s: float) -> None:
+    async with asyncio.timeout(bound_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_session_is_on_disk_before_the_reply_and_its_car_hears_of_it_after(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        session, repeated = await engine.charge(a_charge())
+        assert not repeated
+        assert rows(tmp_path)[session.session_id].granted_w == 11_000
+        assert [kind for kind, _ in plant.told] == ["plugged", "offered"]
+        plugged = plant.told[0][1]
+        assert isinstance(plugged, Plugged)
+        assert (plugged.held_w, plugged.lease_until_ms) == (0, 0)
+
+
+async def test_a_raise_reaches_a_car_only_once_the_ledger_knows_of_it(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant, rated_w=11_000) as engine:
+        first, _ = await engine.charge(a_charge("1"))
+        await engine.charge(a_charge("2"))
+        assert plant.offers() == [11_000, 5_500]
+        plant.say([Confirmed(first.session_id, 2)])
+        assert plant.offers() == [11_000, 5_500]
+        await until(lambda: plant.offers() == [11_000, 5_500, 5_500], 2)
+        assert sum(session.committed_w for session in rows(tmp_path).values()) == 11_000
+
+
+async def test_a_cut_reaches_the_cars_without_waiting_for_the_disk(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        await engine.charge(a_charge())
+        task = asyncio.create_task(engine.set_limit(Limit(LimitSource.SO, 5_000, 0)))
+        await asyncio.sleep(0)
+        assert plant.offers() == [11_000, 5_000]
+        await task
+
+
+async def test_an_admission_that_the_disk_did_not_take_is_undone_and_reported(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        live, _ = await engine.charge(a_charge("live"))
+        protect_disk(engine, True)
+        with pytest.raises(Unavailable) as caught:
+            await engine.charge(a_charge("lost", max_w=7_000))
+        assert caught.value.reason is ErrorReason.OUTCOME_UNKNOWN
+        load = engine.report().load
+        assert (load.not_accepting, load.active_sessions) == (NotAccepting.LEDGER, 1)
+        with pytest.raises(Unavailable) as caught:
+            await engine.charge(a_charge("refused"))
+        assert caught.value.reason is ErrorReason.LEDGER_UNAVAILABLE
+        assert engine.shown.session(live.session_id).state is SessionState.CHARGING
+        protect_disk(engine, False)
+        await until(lambda: not engine.report().load.not_accepting, 5)
+        again, repeated = await engine.charge(a_charge("lost", max_w=7_000))
+        assert not repeated
+        assert set(rows(tmp_path)) == {live.session_id, again.session_id}
+
+
+async def test_after_a_restart_the_meters_are_read_and_registers_have_not_gone_back(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        session, _ = await engine.charge(a_charge())
+        plant.say([Confirmed(session.session_id, 1), Reading(session.session_id, 10_000, 5_000)])
+        await until(lambda: engine.shown.session(session.session_id).delivered_mj > 5_000, 3)
+        before = engine.shown.session(session.session_id).delivered_mj
+    again = Plant([Reading(session.session_id, 9_000, 77_000_000_000)])
+    async with an_engine(tmp_path, again) as engine:
+        shown = engine.shown.session(session.session_id)
+        found = again.told[0][1]
+        assert isinstance(found, Plugged)
+        assert (found.power_w, found.held_w) == (10_000, 11_000)
+        assert found.register_mj >= before
+        assert (shown.measured_w, shown.delivered_mj) == (9_000, 77_000_000_000)
+        assert await engine.charge(a_charge()) == (engine.shown.session(session.session_id), True)
+
+
+async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path) -> None:
+    attempt = "00000005-0000-7000-8000-000000000000"
+    limit = Limit(LimitSource.EMS, 9_000, 0, None, "agreed")
+    async with an_engine(tmp_path, Plant()) as engine:
+        session, _ = await engine.charge(a_charge())
+        await engine.stop_session(session.session_id, StopReason.LOCAL)
+        await engine.set_limit(limit)
+        await engine.drain(True)
+        assert await engine.resolve(a_charge("unknown").key, attempt) == attempt
+        assert await engine.resolve(a_charge().key, attempt) == engine.shown.session(session.session_id)
+        epoch = engine.epoch
+    async with an_engine(tmp_path, Plant()) as engine:
+        assert engine.epoch > epoch
+        assert engine.limits() == [limit]
+        assert engine.report().load.not_accepting is NotAccepting.DRAINING
+        assert engine.shown.session(session.session_id).stop_reason is StopReason.LOCAL
+        assert await engine.resolve(a_charge("unknown").key, attempt) == attempt
+
+
+async def test_the_stream_of_admissions_can_be_resumed_where_it_broke(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        sessions = [(await engine.charge(a_charge(name)))[0] for name in ("1", "2")]
+        snapshot, position = engine.shown.admission_snapshot()
+        assert [s.session_id for s in snapshot] == [s.session_id for s in sessions]
+        ended = await engine.end_duplicate(sessions[0].session_id, "b.x", "ffffffff-0000-7000-8000-000000000000")
+        assert ended.duplicate_of == "b.x"
+        assert engine.shown.admissions_after(position) == [ended]
+        assert len(engine.shown.admissions_after(0) or ()) == 3
+
+
+async def test_a_watcher_is_woken_by_changes_of_its_own_session_only(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant, rated_w=50_000) as engine:
+        mine, _ = await engine.charge(a_charge("mine"))
+        news = engine.shown.watch(mine.session_id)
+        other, _ = await engine.charge(a_charge("other"))
+        assert not news.is_set()
+        plant.say([Reading(other.session_id, 9_000, 0)])
+        assert not news.is_set()
+        plant.say([Reading(mine.session_id, 9_000, 0)])
+        assert news.is_set()
+        engine.shown.unwatch(mine.session_id, news)
+
+
+async def test_a_defect_breaks_the_engine_for_all_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        session, _ = await engine.charge(a_charge())
+        monkeypatch.setattr(engine._station, "measured", lambda *_: 1 // 0)
+        plant.say([Reading(session.session_id, 1, 1)])
+        assert isinstance(engine.broken.exception(), ZeroDivisionError)
