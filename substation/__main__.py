@@ -53,7 +53,7 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     slot = slots.claim(Path(settings.data), settings.id)
     metrics = SubstationMetrics(registry)
     engine = open_engine(settings, slot.folder, rng, metrics)
-    metrics.show(engine)
+    metrics.show(engine.report, lambda: engine.shown.delivered_mj // 1000)
     clock = SystemClock()
 
     def register(server: grpc.aio.Server) -> None:

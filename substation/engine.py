@@ -8,7 +8,7 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
@@ -21,7 +21,7 @@ from substation.batch import Batch
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
 from substation.ledger import Ledger, LedgerError
 from substation.limits import Limit
-from substation.load import Load
+from substation.load import Report
 from substation.metrics import SubstationMetrics
 from substation.plant import Plant
 from substation.sessions import Offer, Session
@@ -34,17 +34,6 @@ log = structlog.get_logger()
 CHECKPOINT_S = 1.0
 FORGET_S = 3600.0
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A load with whose it is and when."""
-
-    substation_id: str
-    epoch: int
-    time_scale: int
-    generated_ms: int
-    load: Load
 
 
 class Engine:

@@ -32,6 +32,17 @@ class Load:
     over_limit_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A load with whose it is and when."""
+
+    substation_id: str
+    epoch: int
+    time_scale: int
+    generated_ms: int
+    load: Load
+
+
 @dataclass(slots=True)
 class Sums:
     """What one pass over the live sessions adds up."""

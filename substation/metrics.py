@@ -1,17 +1,14 @@
 """The substation's metrics, each declared here once. Gauges are read from the last report at scrape time."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mesh.model import LimitSource, StopReason
+from substation.load import Report
 from substation.sessions import Session
-
-if TYPE_CHECKING:
-    from substation.engine import Engine
 
 _COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _COMPLIANCE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0)
@@ -50,17 +47,18 @@ class SubstationMetrics:
         for session in sessions:
             self.sessions.labels("ended", session.stop_reason.name).inc()
 
-    def show(self, engine: "Engine") -> None:
-        """Adds the gauges that are read from the engine."""
-        self._registry.register(_Gauges(engine))
+    def show(self, report: Callable[[], Report], delivered_j: Callable[[], int]) -> None:
+        """Adds what is read at scrape time: the load as of the last change, and the energy delivered in joules."""
+        self._registry.register(_Gauges(report, delivered_j))
 
 
 class _Gauges(Collector):
-    def __init__(self, engine: "Engine") -> None:
-        self._engine = engine
+    def __init__(self, report: Callable[[], Report], delivered_j: Callable[[], int]) -> None:
+        self._report = report
+        self._delivered_j = delivered_j
 
     def collect(self) -> Iterator[Metric]:
-        report = self._engine.report()
+        report = self._report()
         load = report.load
         watts: tuple[tuple[str, str, Callable[[], int]], ...] = (
             ("rated", "Rated power.", lambda: load.rated_w),
@@ -83,7 +81,7 @@ class _Gauges(Collector):
         yield _counter(
             "substation_energy_delivered_joules",
             "Energy delivered since the start.",
-            self._engine.shown.delivered_mj // 1000,
+            self._delivered_j(),
         )
 
     @staticmethod

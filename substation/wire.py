@@ -10,8 +10,8 @@ from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2, reports_pb2
 from mesh.errors import InvalidRequest, Violation
 from mesh.model import LimitSource, StopReason
 from mesh.units import kilowatt_hours, kilowatts, watts
-from substation.engine import Report
 from substation.limits import Limit
+from substation.load import Report
 from substation.sessions import Session
 
 _STOPPABLE = {
