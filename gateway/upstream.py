@@ -40,8 +40,9 @@ class Balancer:
             state = self._channel.get_state(try_to_connect=True)
             settled = state in {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
             if settled and connected is not (state is grpc.ChannelConnectivity.READY):
-                connected = state is grpc.ChannelConnectivity.READY
-                (log.info if connected else log.warning)("balancer", address=self.target, connected=connected)
+                # Before the first connection both are still starting, which is no reason to warn.
+                lost, connected = connected, state is grpc.ChannelConnectivity.READY
+                (log.warning if lost else log.info)("balancer", address=self.target, connected=connected)
             await self._channel.wait_for_state_change(state)
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()

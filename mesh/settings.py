@@ -59,7 +59,7 @@ def load(cls: type[T], prefix: str, argv: Sequence[str], environ: Mapping[str, s
     for field in fields:
         parser.add_argument(
             _flag(field.name),
-            help=f"{field.metadata['help']} ({prefix}_{field.name.upper()}; default: {field.default})",
+            help=f"{field.metadata['help']} ({prefix}_{field.name.upper()}; default: {_shown(field.default)})",
         )
     try:
         given, unknown = parser.parse_known_args(argv)
@@ -74,6 +74,10 @@ def load(cls: type[T], prefix: str, argv: Sequence[str], environ: Mapping[str, s
         if source.text is not None:
             values[field.name] = source.read(hints[field.name], field.metadata["check"])
     return cls(**values)
+
+
+def _shown(default: object) -> str:
+    return ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
 
 
 def _flag(name: str) -> str:

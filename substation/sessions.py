@@ -99,7 +99,7 @@ class Session:
     @property
     def active(self) -> bool:
         """Wants energy."""
-        return self.state not in {S.ENDED, S.EV_CONNECTED}
+        return self.state is not S.ENDED and self.state is not S.EV_CONNECTED
 
     @property
     def departure_assumed(self) -> bool:
@@ -113,12 +113,17 @@ class Session:
     @property
     def held_w(self) -> int:
         """The most that an offer still allows the car."""
-        return max((offer.power_w for offer in self.offers), default=0)
+        offers = self.offers
+        if len(offers) == 1:  # the usual case, and this is asked more often than anything else
+            return offers[0].power_w
+        return max([offer.power_w for offer in offers], default=0)
 
     @property
     def committed_w(self) -> int:
         """What must be kept free for it: granted, still held, or drawn all the same."""
-        return max(self.granted_w, self.measured_w, self.held_w)
+        most = self.held_w
+        most = max(most, self.granted_w)
+        return max(most, self.measured_w)
 
     def move(self, trigger: Trigger) -> None:
         """Changes the state along the table. IllegalMove when there is no such move."""
@@ -170,4 +175,5 @@ class Session:
 
     def lapses_at(self) -> int | None:
         """When the next lease is over that still counts more than the grant does."""
-        return min((o.valid_until_ms for o in self.offers if o.power_w > self.granted_w), default=None)
+        granted_w = self.granted_w
+        return min([o.valid_until_ms for o in self.offers if o.power_w > granted_w], default=None)

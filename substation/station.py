@@ -246,10 +246,9 @@ class Station:
         times = [
             self._power.next_event(self._now, bool(self._live)),
             self._renew_ms,
+            *[self._next_of(session) for session in self._live.values()],
         ]
-        for session in self._live.values():
-            times += self._times_of(session)
-        return min((at for at in times if at is not None), default=None)
+        return min([at for at in times if at is not None], default=None)
 
     # --- what it shows -------------------------------------------------------------------------------
 
@@ -369,19 +368,22 @@ class Station:
         self._power.account(self._now, to)
         self._now = max(self._now, to)
 
-    def _times_of(self, session: Session) -> list[int | None]:
+    def _next_of(self, session: Session) -> int | None:
+        """When something is due for this session next."""
         scale = self.config.time_scale
-        return [
+        times = (
             session.satisfied_at(scale) if session.active else None,
             session.charge.departure_ms,
-            session.lapses_at(),
-            draw.undrawn_until_ms(session, scale),
+            session.lapses_at() if session.offers else None,
+            None if session.undrawn_since_ms is None else draw.undrawn_until_ms(session, scale),
             session.obey_by_ms,
-        ]
+        )
+        return min([at for at in times if at is not None], default=None)
 
     def _handle_due(self, at: int) -> None:
         for session in list(self._live.values()):
-            if any(time is not None and time <= at for time in self._times_of(session)):
+            due = self._next_of(session)
+            if due is not None and due <= at:
                 self._handle_session(session, at)
         if self._power.limits.forget_over(at):
             self._events.append(LimitsChanged())
