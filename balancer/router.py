@@ -25,13 +25,11 @@ from mesh.clock import Clock, seconds
 from mesh.errors import Unavailable
 from mesh.ids import uuid7
 from mesh.model import ErrorReason
-from mesh.requests import key_of, parse_charge
+from mesh.requests import CLOCK_TOLERANCE_MS, key_of, parse_charge
 from mesh.status import from_rpc_error
 
 log = structlog.get_logger()
 
-# Substations refuse what arrives after its caller stopped waiting; clocks agree within this.
-CLOCK_TOLERANCE_MS = 2_000
 # Of a call's time, what is kept to get the answer back to the caller before its own timer ends.
 _MARGIN = 0.1
 _MARGIN_MOST_MS = 100

@@ -19,10 +19,9 @@ from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
 from mesh.clock import Clock
 from mesh.errors import MeshError
 from mesh.ids import is_printable, uuid7
+from mesh.requests import CLOCK_TOLERANCE_MS
 
 MAX_BATCH = 1_000
-# A clock of the mesh may be off by this much, so an attempt that is in time here is in time there.
-_CLOCK_SLACK_MS = 2_000
 # Readiness is asked often and must not hang.
 _READY_TIMEOUT_S = 1.0
 
@@ -235,7 +234,7 @@ class Api:
         return uuid7(self.clock.now_ms(), self.rng)
 
     def _not_after_ms(self) -> int:
-        return self.clock.now_ms() + round(self.balancer.timeout_s * 1000) + _CLOCK_SLACK_MS
+        return self.clock.now_ms() + round(self.balancer.timeout_s * 1000) + CLOCK_TOLERANCE_MS
 
 
 def _session_events(message: charging_pb2.WatchSessionResponse) -> list[Event]:

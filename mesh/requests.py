@@ -23,6 +23,8 @@ MAX_ENERGY_KWH = 1_000.0
 MAX_POWER_KW = 4_000.0
 MAX_STAY_MS = 30 * 24 * 3_600_000
 MAX_ALLOWED = 64
+# Clocks of the mesh agree within this: the first hop adds it to not_after.
+CLOCK_TOLERANCE_MS = 2_000
 THREE_PHASE_ABOVE_KW = 7.4
 # IEC 61851: a car charges with 6 A or not at all.
 FLOOR_W_PER_PHASE = 6 * 230

@@ -9,7 +9,7 @@ import grpc
 import structlog
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
-from mesh.clock import SystemClock
+from mesh.clock import Clock, SystemClock
 from mesh.metrics import GrpcServerMetrics, MetricsPage, new_registry
 from mesh.process import run
 from mesh.server import start_server
@@ -28,9 +28,10 @@ from substation.station import Station, StationConfig
 log = structlog.get_logger()
 
 
-def open_engine(settings: SubstationSettings, folder: Path, rng: Random, metrics: SubstationMetrics) -> Engine:
+def open_engine(
+    settings: SubstationSettings, folder: Path, clock: Clock, rng: Random, metrics: SubstationMetrics
+) -> Engine:
     """An engine with all that the ledger in `folder` remembers, not started yet."""
-    clock = SystemClock()
     ledger = Ledger(folder / "ledger.db")
     substation_id = ledger.substation_id(settings.id or f"{folder.name}-{secrets.token_hex(2)}")
     if settings.id and substation_id != settings.id:
@@ -52,9 +53,9 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     registry = new_registry()
     slot = slots.claim(Path(settings.data), settings.id)
     metrics = SubstationMetrics(registry)
-    engine = open_engine(settings, slot.folder, rng, metrics)
-    metrics.show(engine.report, lambda: engine.shown.delivered_mj // 1000)
     clock = SystemClock()
+    engine = open_engine(settings, slot.folder, clock, rng, metrics)
+    metrics.show(engine.report, lambda: engine.shown.delivered_mj // 1000)
 
     def register(server: grpc.aio.Server) -> None:
         charging_pb2_grpc.add_ChargingServiceServicer_to_server(Charging(engine, clock, rng, metrics), server)

@@ -17,6 +17,8 @@ TURN_S = 900
 RAMP_S = 60
 # A raise that must wait for others is not handed on in crumbs.
 LEAST_RAISE_W = 1_000
+# A car that charges until full is never planned to be nearer to that than this much time at full power.
+_LEAST_LEFT_S = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +75,54 @@ class Turns:
             self.ends_ms = now + self._turn_ms
 
 
-def claim(session: Session, now: int) -> Claim:
+class Review:
+    """When shares that depend on time are to be looked at again. Runs only while somebody wants more."""
+
+    def __init__(self, review_s: int | None, scale: int) -> None:
+        self._review_ms = None if review_s is None else max(1, review_s * 1000 // scale)
+        self.next_ms: int | None = None
+
+    def update(self, now: int, short: bool) -> None:
+        """After sharing."""
+        self.next_ms = now + self._review_ms if short and self._review_ms is not None else None
+
+
+def claim(session: Session, now: int, scale: int) -> Claim:
     """What a session wants of the power: all its car can take, or what the car showed that it takes."""
     floor_w, max_w = session.charge.floor_w, session.charge.max_w
     if session.draws_at_most_w is not None:
         max_w = max(floor_w, min(max_w, session.draws_at_most_w))
     on = session.granted_w > 0
-    return Claim(session.session_id, floor_w, max_w, on, now if on else session.last_on_ms, session.started_ms)
+    return Claim(
+        session.session_id,
+        floor_w,
+        max_w,
+        on,
+        now if on else session.last_on_ms,
+        session.started_ms,
+        _remaining_mj(session, now, scale),
+        (session.planned_departure_ms - now) * scale,
+        session.departure_assumed,
+    )
 
 
-def shares(policy: SharingPolicy, active: Sequence[Session], budget: Budget, turns: Turns, now: int) -> dict[str, int]:
-    """Watts per session as they should be. Advances the turns."""
-    claims = [claim(session, now) for session in active]
+def _remaining_mj(session: Session, now: int, scale: int) -> int:
+    """Energy still wanted; for a car that charges until full what half its stay at full power would bring."""
+    delivered_mj = session.delivered_at(now, scale)
+    target_mj = session.target_mj
+    if target_mj is not None:
+        return max(0, target_mj - delivered_mj)
+    stay_ms = (session.planned_departure_ms - session.started_ms) * scale
+    return max(session.charge.max_w * stay_ms // 2 - delivered_mj, session.charge.max_w * _LEAST_LEFT_S * 1000)
+
+
+def shares(
+    policy: SharingPolicy, claims: Sequence[Claim], budget: Budget, turns: Turns, review: Review, now: int
+) -> dict[str, int]:
+    """Watts per session as they should be. Advances the turns and the reviews."""
     targets = policy.share(claims, budget.cap_w, turns.over(now))
     turns.update(now, any(targets[c.session_id] == 0 and c.floor_w <= budget.cap_w for c in claims))
+    review.update(now, any(targets[c.session_id] < c.max_w for c in claims))
     return targets
 
 

@@ -48,7 +48,6 @@ class Sums:
     """What one pass over the live sessions adds up."""
 
     demand_w: int = 0
-    required_w: int = 0
     floor_w: int = 0
     committed_w: int = 0
     granted_w: int = 0
@@ -57,8 +56,8 @@ class Sums:
     live: int = 0
 
 
-def sums(live: Iterable[Session], now: int, scale: int) -> Sums:
-    """Adds up all that a report says of the sessions."""
+def sums(live: Iterable[Session]) -> Sums:
+    """Adds up what a report says of the sessions and time alone does not change."""
     total = Sums()
     for session in live:
         total.live += 1
@@ -69,7 +68,6 @@ def sums(live: Iterable[Session], now: int, scale: int) -> Sums:
             total.demand_w += session.charge.max_w
             total.floor_w += session.charge.floor_w
             total.granted_w += session.granted_w
-            total.required_w += required_w(session, now, scale)
     return total
 
 

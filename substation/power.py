@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from substation import grants
 from substation.draw import OBEY_MS
-from substation.grants import Budget, Ramp, Turns
+from substation.grants import Budget, Ramp, Review, Turns
 from substation.limits import Limits
 from substation.sessions import Session
 from substation.sharing import SharingPolicy
@@ -28,6 +28,8 @@ class Power:
         self.limits = limits
         self._ramp = Ramp(scale)
         self._turns = Turns(scale)
+        self._review = Review(policy.review_s, scale)
+        self._scale = scale
         self._cut_ms: int | None = None
         # Until then committed power may be over the limit: the cars have their time to obey.
         self._excused_until_ms = now
@@ -57,7 +59,8 @@ class Power:
         return Settled(granted, shown, self._note_committed(live, now))
 
     def _grant(self, active: list[Session], live: Collection[Session], now: int) -> list[Session]:
-        targets = grants.shares(self._policy, active, self.budget, self._turns, now)
+        claims = [grants.claim(session, now, self._scale) for session in active]
+        targets = grants.shares(self._policy, claims, self.budget, self._turns, self._review, now)
         lowered = grants.lower(active, targets, now)
         committed = sum(session.committed_w for session in live)
         raised = grants.raise_(active, targets, self.budget.cap_w - committed)
@@ -78,7 +81,7 @@ class Power:
     def next_event(self, now: int, anybody: bool) -> int | None:
         """When the power is to be shared anew by itself."""
         ramp = self._ramp.next_step(now) if anybody else None
-        times = [self.limits.next_edge(now), self._turns.ends_ms, ramp]
+        times = [self.limits.next_edge(now), self._turns.ends_ms, self._review.next_ms, ramp]
         return min((at for at in times if at is not None), default=None)
 
     def _budget_at(self, now: int) -> Budget:

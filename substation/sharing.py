@@ -12,10 +12,11 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one session wants, in watts, and how long it has waited for it.
+    """What one session wants, in watts, millijoules and milliseconds of charging, and how long it has waited for it.
 
     `floor_w` <= `max_w`; `max_w` is what the car can take now. `on`: it has power now. `last_on_ms`: when
-    it last had, or arrived.
+    it last had, or arrived. `left_ms`: until it leaves, below 0 when it stayed on; `assumed`: nobody said when
+    that is.
     """
 
     session_id: str
@@ -24,6 +25,14 @@ class Claim:
     on: bool
     last_on_ms: int
     started_ms: int
+    remaining_mj: int
+    left_ms: int
+    assumed: bool = False
+
+    @property
+    def laxity_ms(self) -> int:
+        """How long it could still wait if it charged at full power from then on."""
+        return self.left_ms - self.remaining_mj // self.max_w
 
 
 class SharingPolicy(Protocol):
@@ -31,6 +40,11 @@ class SharingPolicy(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def review_s(self) -> int | None:
+        """How many seconds of charging shares hold while somebody wants more; None: until something happens."""
+        ...
 
     def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:
         """Watts per session id, for every claim. `turn_over`: those that have power now had their turn."""
@@ -41,6 +55,7 @@ class EqualShare:
     """Water-filling: all get the same, those that can take only less get less, and the rest rises."""
 
     name = "equal_share"
+    review_s = None
 
     def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:
         chosen = whose_turn(claims, limit_w, turn_over)

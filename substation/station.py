@@ -30,7 +30,7 @@ from substation.events import (
 )
 from substation.keys import REMEMBER_MS, Keys
 from substation.limits import Limit, Limits
-from substation.load import Load, sums
+from substation.load import Load, Sums, required_w, sums
 from substation.power import Power
 from substation.sessions import Session, Trigger
 from substation.sharing import EqualShare, SharingPolicy
@@ -277,8 +277,31 @@ class Station:
 
     def load(self) -> Load:
         """The load as of the last call; its sequence grows when commitments changed since."""
-        total = sums(self._live.values(), self._now, self.config.time_scale)
-        free = self.config.charge_points - total.live
+        total = self._note_commitments()
+        budget = self._power.budget
+        scale = self.config.time_scale
+        return Load(
+            sequence=self._sequence,
+            admission_sequence=self._admission_sequence,
+            rated_w=self.config.rated_w,
+            limit_w=budget.limit_w,
+            limit_source=budget.source,
+            demand_w=total.demand_w,
+            required_w=sum(required_w(s, self._now, scale) for s in self._live.values() if s.active),
+            floor_w=total.floor_w,
+            committed_w=total.committed_w,
+            granted_w=total.granted_w,
+            measured_w=total.measured_w,
+            active_sessions=total.active,
+            charge_points=self.config.charge_points,
+            free_charge_points=self.config.charge_points - total.live,
+            not_accepting=self.accepting,
+            over_limit_ms=self._power.over_limit_ms,
+        )
+
+    def _note_commitments(self) -> Sums:
+        """Adds up the live sessions, and counts the sequence on when commitments changed since the last time."""
+        total = sums(self._live.values())
         budget = self._power.budget
         commitments = (
             self._admission_sequence,
@@ -289,30 +312,13 @@ class Station:
             total.committed_w,
             total.granted_w,
             total.active,
-            free,
+            total.live,
             self.accepting,
         )
         if commitments != self._commitments:
             self._commitments = commitments
             self._sequence += 1
-        return Load(
-            sequence=self._sequence,
-            admission_sequence=self._admission_sequence,
-            rated_w=self.config.rated_w,
-            limit_w=budget.limit_w,
-            limit_source=budget.source,
-            demand_w=total.demand_w,
-            required_w=total.required_w,
-            floor_w=total.floor_w,
-            committed_w=total.committed_w,
-            granted_w=total.granted_w,
-            measured_w=total.measured_w,
-            active_sessions=total.active,
-            charge_points=self.config.charge_points,
-            free_charge_points=free,
-            not_accepting=self.accepting,
-            over_limit_ms=self._power.over_limit_ms,
-        )
+        return total
 
     def expected_end_ms(self, session: Session) -> int | None:
         """When it should be done if it goes on as it does now, or its departure if that is earlier."""
@@ -486,7 +492,7 @@ class Station:
             self._touched[session.session_id] = session
         if settled.complied_ms is not None:
             self._events.append(LimitComplied(settled.complied_ms))
-        self.load()
+        self._note_commitments()
 
     def _offer(self, session: Session) -> None:
         offer = session.offer(session.granted_w, self._now + self.config.lease_ms)
