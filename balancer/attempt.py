@@ -53,8 +53,8 @@ _MOST_USEFUL = (
     ErrorReason.FLOOR_ABOVE_LIMIT,
     ErrorReason.NOT_ACCEPTING,
     ErrorReason.LEDGER_UNAVAILABLE,
-    ErrorReason.SUBSTATION_UNREACHABLE,
     ErrorReason.NO_SUBSTATION,
+    ErrorReason.SUBSTATION_UNREACHABLE,
 )
 # Nobody hears this one.
 _GIVEN_UP = Unavailable(ErrorReason.NO_SUBSTATION, "the call was given up")

@@ -280,7 +280,7 @@ class Operations(operations_pb2_grpc.OperationsServiceServicer):
     def _check_mine(self, substation_id: str) -> None:
         mine = self._engine.report().substation_id
         if substation_id not in {"", mine}:
-            raise NotFound(ErrorReason.SUBSTATION_NOT_FOUND, f"this is {mine!r}, not {substation_id!r}")
+            raise NotFound(ErrorReason.SUBSTATION_NOT_FOUND, f"this is {mine!r}, not {substation_id[:80]!r}")
 
     def _load(self) -> load_pb2.LoadReport:
         return wire.load_report(self._engine.report())

@@ -34,7 +34,7 @@ class Shown:
         """A session. NotFound."""
         shown = self._sessions.get(session_id)
         if shown is None:
-            raise NotFound(ErrorReason.SESSION_NOT_FOUND, f"no session {session_id!r} here")
+            raise NotFound(ErrorReason.SESSION_NOT_FOUND, f"no session {session_id[:80]!r} here")
         return shown
 
     def sessions(self) -> Collection[Session]:

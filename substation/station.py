@@ -256,7 +256,7 @@ class Station:
         """A live session or one that ended within 24 h. NotFound."""
         found = self._live.get(session_id) or self._ended.get(session_id)
         if found is None:
-            raise NotFound(ErrorReason.SESSION_NOT_FOUND, f"no session {session_id!r} here")
+            raise NotFound(ErrorReason.SESSION_NOT_FOUND, f"no session {session_id[:80]!r} here")
         return found
 
     def sessions(self, include_ended: bool = False) -> Iterable[Session]:

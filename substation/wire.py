@@ -22,6 +22,8 @@ _STOPPABLE = {
     StopReason.OTHER,
 }
 _MAX_LIMIT_KW = 1_000_000.0
+# The last millisecond that a Timestamp may name.
+_END_OF_TIME_MS = 253_402_300_799_999
 
 
 def timestamp(ms: int) -> Timestamp:
@@ -149,8 +151,14 @@ def _check_limit(message: operations_pb2.Limit, now: int) -> Iterable[Violation]
         yield Violation("limit.limit_kw", "is required")
     elif not (math.isfinite(message.limit_kw) and 0 <= message.limit_kw <= _MAX_LIMIT_KW):
         yield Violation("limit.limit_kw", f"must be from 0 to {_MAX_LIMIT_KW:.0f}")
-    start_ms = millis(message.start_at) if message.HasField("start_at") else now
-    if message.HasField("end_at") and millis(message.end_at) <= max(now, start_ms):
+    start_ms = now
+    if message.HasField("start_at"):
+        start_ms = millis(message.start_at)
+        if not 0 <= start_ms <= _END_OF_TIME_MS:
+            yield Violation("limit.start_at", "must be from 1970 to 9999")
+    if message.HasField("end_at") and millis(message.end_at) > _END_OF_TIME_MS:
+        yield Violation("limit.end_at", "must be before the year 10000")
+    elif message.HasField("end_at") and millis(message.end_at) <= max(now, start_ms):
         yield Violation("limit.end_at", "must be in the future and after the start")
     if len(message.reason) > 256:
         yield Violation("limit.reason", "must be at most 256 characters")

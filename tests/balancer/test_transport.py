@@ -160,7 +160,7 @@ class Balancer:
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Waits for a condition, and fails when it does not come true."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - any condition
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -165,7 +165,7 @@ def aborts(code: grpc.StatusCode, message: str = "from elsewhere") -> Answer:
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     """Waits for what another part does by itself."""
     async with asyncio.timeout(10):
-        while not await holds():  # noqa: ASYNC110 - there is no event to wait for
+        while not await holds():
             await asyncio.sleep(0.02)
 
 
