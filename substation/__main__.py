@@ -2,10 +2,12 @@
 
 import asyncio
 import secrets
+import sqlite3
 from pathlib import Path
 from random import Random, SystemRandom
 
 import grpc
+import msgspec
 import structlog
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
@@ -18,7 +20,7 @@ from mesh.units import watts
 from substation import slots
 from substation.cars import SimulatedCars
 from substation.engine import Engine, find_cars
-from substation.ledger import Ledger
+from substation.ledger import Ledger, LedgerError
 from substation.metrics import SubstationMetrics
 from substation.plant import SimulatedPlant
 from substation.servicers import SERVICES, Charging, Operations, Reports
@@ -33,6 +35,16 @@ def open_engine(
 ) -> Engine:
     """An engine with all that the ledger in `folder` remembers, not started yet."""
     ledger = Ledger(folder / "ledger.db")
+    try:
+        return _recall(settings, ledger, clock, rng, metrics)
+    except (LedgerError, sqlite3.Error, msgspec.MsgspecError) as error:
+        raise StartupError(f"cannot use the ledger {ledger.path}: {error}") from None
+
+
+def _recall(
+    settings: SubstationSettings, ledger: Ledger, clock: Clock, rng: Random, metrics: SubstationMetrics
+) -> Engine:
+    folder = ledger.path.parent
     substation_id = ledger.substation_id(settings.id or f"{folder.name}-{secrets.token_hex(2)}")
     if settings.id and substation_id != settings.id:
         raise StartupError(f"the ledger in {folder} is of substation {substation_id!r}, not {settings.id!r}")

@@ -69,6 +69,10 @@ class Batch:
         self.draining |= failed.draining
         self.live |= failed.live
         self.forget |= failed.forget
+        # Also what came later of an admission that was withdrawn: it must not bring the row back.
+        for session_id in self.removed:
+            self.sessions.pop(session_id, None)
+            self.ended.discard(session_id)
 
     def resolve(self, error: MeshError | None) -> None:
         """Lets the callers go on."""

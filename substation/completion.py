@@ -1,64 +1,92 @@
-"""Sharing that completes as many cars as it can, and gives away nothing for it.
+"""Sharing that completes as many cars as it can, and loses next to no energy for it.
 
-What must have flowed by time t, were every car charged as late as possible at full power, is its
-demand bound. Cars can all be completed exactly when the bounds of all add up to at most limit x t for
-every t (checked where a car leaves). Where they do not, least laxity lets all fail a little; here those
-are put back that ask the most of the time before the overload, until the rest fits (Moore and Hodgson's rule for
-the fewest late jobs).
+What must have flowed by time t, were each car charged as late as its full power allows, adds up over the
+cars. All of them can be completed exactly when the sum is at most limit x t wherever a car leaves. Where it
+is not, least laxity lets all fail a little. Here those are put back, one by one, that ask for the most
+before the overload, until the rest fits (Moore and Hodgson's rule for the fewest late jobs). The rest is
+protected: while it has time to spare, least laxity helps those that were put back; when that
+is used up, the protected go first, by deadline, the tight ones before (EDZL, which changes order seldom).
 """
 
 from collections.abc import Sequence
 
+from mesh.outlook import Need, Outlook, outlook
 from substation.sharing import Claim
-from substation.urgency import REVIEW_S, by_order
+from substation.urgency import REVIEW_S, TIGHT_MS, by_order, spare_ms
+
+# Rounding and the moments in which power changes hands are no reason to give a car up.
+_TOLERANCE_MS = 1_000
+# The protected keep so much of the whole limit's time in reserve for cars still to come.
+_RESERVE_MS = 300_000
 
 
-def bound_mj(claim: Claim, t_ms: int) -> int:
-    """What it must have got by `t_ms` from now to be completed."""
-    return min(claim.remaining_mj, max(0, claim.max_w * (t_ms - claim.laxity_ms)))
+def need(claim: Claim, limit_w: int) -> Need:
+    """What a claim asks of the hours ahead."""
+    power_w = max(1, min(claim.max_w, limit_w))
+    return Need(claim.remaining_mj, spare_ms(claim, limit_w) + claim.remaining_mj // power_w, power_w)
 
 
-def completable(claims: Sequence[Claim], limit_w: int) -> tuple[list[Claim], list[Claim]]:
-    """Those that can all be completed, and those put back for it."""
-    kept, put_back = [], []
-    for claim in sorted(claims, key=lambda c: (c.left_ms, c.session_id)):
-        if claim.laxity_ms < 0:
-            put_back.append(claim)
+def completable(needs: dict[str, Need], limit_w: int) -> tuple[list[str], int]:
+    """The session ids that can all be completed, and what they leave of the limit: mJ at the tightest moment.
+
+    One sweep over time. `level` is what must have flowed by then, `slope` the power at which it grows.
+    """
+    kept = {name: need for name, need in needs.items() if need.spare_ms >= -_TOLERANCE_MS}
+    edges = [(n.left_ms, 0, name) for name, n in kept.items()]
+    edges += [(max(0, n.spare_ms), 1, name) for name, n in kept.items()]
+    charging: set[str] = set()
+    level = slope = at = 0
+    tightest: int | None = None
+    for t, starts, name in sorted(edges):
+        level += slope * (t - at)
+        at = t
+        if name not in kept:
             continue
-        kept.append(claim)
-    while True:
-        t = overload(kept, limit_w)
-        if t is None:
-            return kept, put_back
-        worst = max(kept, key=lambda c: (bound_mj(c, t), c.session_id))
-        kept.remove(worst)
-        put_back.append(worst)
-
-
-def overload(claims: Sequence[Claim], limit_w: int) -> int | None:
-    """The first departure by which more must have flowed than the limit lets; None if there is none."""
-    for claim in claims:
-        t = claim.left_ms
-        if sum(bound_mj(c, t) for c in claims) > limit_w * t:
-            return t
-    return None
+        if starts:
+            slope += kept[name].max_w
+            charging.add(name)
+            continue
+        slope -= kept[name].max_w
+        charging.discard(name)
+        while level > limit_w * t:
+            worst = max(kept, key=lambda name: (kept[name].at_latest_mj(t), name))
+            level -= kept[worst].at_latest_mj(t)
+            slope -= kept[worst].max_w if worst in charging else 0
+            charging.discard(worst)
+            del kept[worst]
+        tightest = limit_w * t - level if tightest is None else min(tightest, limit_w * t - level)
+    return list(kept), tightest or 0
 
 
 class Completion:
+    """Protects what can be completed, and gives the others all that the protected can spare."""
+
     name = "completion"
     review_s = REVIEW_S
 
-    def __init__(self, mode: str = "llf", back: str = "edf") -> None:
-        self.mode = mode
-        self.back = back
-
     def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:  # noqa: ARG002
-        kept, back = completable(claims, limit_w)
-        k = {
-            "llf": lambda c: (c.laxity_ms, c.session_id),
-            "edf": lambda c: (c.left_ms, c.session_id),
-            "small": lambda c: (c.remaining_mj, c.session_id),
-        }
-        kept.sort(key=k[self.mode])
-        back.sort(key=k[self.back])
-        return by_order([*kept, *back], limit_w)
+        needs = {claim.session_id: need(claim, limit_w) for claim in claims}
+        names, spare_mj = completable(needs, limit_w)
+        kept = set(names)
+
+        def tight(claim: Claim) -> bool:
+            return needs[claim.session_id].spare_ms <= TIGHT_MS
+
+        def protected(claim: Claim) -> tuple[bool, int, str]:
+            own = needs[claim.session_id]
+            return (not tight(claim), own.spare_ms if tight(claim) else own.left_ms, claim.session_id)
+
+        first = sorted((c for c in claims if c.session_id in kept), key=protected)
+        put_back = sorted(
+            (c for c in claims if c.session_id not in kept),
+            key=lambda c: (needs[c.session_id].spare_ms, c.session_id),
+        )
+        ordered = put_back + first if spare_mj > limit_w * _RESERVE_MS else first + put_back
+        return by_order(ordered, limit_w, lambda c: c.session_id in kept and tight(c))
+
+
+def promised(claims: Sequence[Claim], limit_w: int) -> Outlook:
+    """What the substation has ahead of it, as its reports say it."""
+    needs = {claim.session_id: need(claim, limit_w) for claim in claims}
+    names, _ = completable(needs, limit_w)
+    return outlook(list(needs.values()), [needs[name] for name in names])

@@ -15,17 +15,23 @@ _UNDRAWN_S = 60
 _ROOM_W = 700
 
 
-def disobeys(session: Session) -> bool:
-    """Draws clearly more than granted; 5 % and 100 W are a meter's tolerance."""
-    return session.measured_w > session.granted_w * 105 // 100 + 100
+def disobeys(session: Session, power_w: int) -> bool:
+    """Draws clearly more than that power; 5 % and 100 W are a meter's tolerance."""
+    return session.measured_w > power_w * 105 // 100 + 100
 
 
 def time_obedience(session: Session, now: int) -> None:
-    """Starts the clock of a car that draws more than granted, and stops it when it does not."""
-    if not disobeys(session):
+    """Starts the clock of a car that draws more than granted, and stops it when it does not.
+
+    The clock is for the grant that it was started with: a car that came down to that while its grant
+    was lowered again is given its time anew, else one that always obeys would be caught by many cuts.
+    """
+    if not disobeys(session, session.granted_w):
         session.obey_by_ms = None
-    elif session.obey_by_ms is None:
-        session.obey_by_ms = now + OBEY_MS
+    elif session.obey_by_ms is None or not disobeys(session, session.obey_w):
+        session.obey_by_ms, session.obey_w = now + OBEY_MS, session.granted_w
+    else:
+        session.obey_w = max(session.obey_w, session.granted_w)
 
 
 def note_reading(session: Session, now: int) -> bool:
@@ -34,10 +40,20 @@ def note_reading(session: Session, now: int) -> bool:
     if resumed:
         session.move(Trigger.DRAW)
     time_obedience(session, now)
+    note_overdraw(session)
     if session.measured_w * 100 >= session.granted_w * _REACHES_PERCENT:
         session.draws_at_most_w = None
     time_undrawn(session, now)
     return resumed
+
+
+def note_overdraw(session: Session) -> None:
+    """What it draws above a grant that it has confirmed, within the tolerance: others must leave it free.
+
+    Kept until the next reading of a confirmed grant: it is the car's habit, not of one grant.
+    """
+    if session.held_w <= session.granted_w and session.obey_by_ms is None:
+        session.overdraw_w = max(0, session.measured_w - session.granted_w)
 
 
 def time_undrawn(session: Session, now: int) -> None:

@@ -58,6 +58,8 @@ class Engine:
         self._kept_w = {s.session_id: s.committed_w for s in station.sessions()}
         self._raises: dict[str, Offer] = {}
         self._load = station.load()
+        # Why the ledger could not be written at the last try; empty when it could.
+        self._ledger_error = ""
         # No more streams, then no more commits.
         self.closing = False
         self._stopping = False
@@ -228,6 +230,7 @@ class Engine:
                 batch.sessions[session.session_id] = session
             case ev.Ended(session):
                 batch.end(session)
+                _log_end(session)
             case ev.Changed():
                 batch.live = True
             case ev.Metered(session):
@@ -239,12 +242,15 @@ class Engine:
                 self._plant.open(session_id)
             case ev.LimitsChanged():
                 batch.limits = True
+                log.info("limits changed", limits=[f"{m.source.name} {m.limit_w} W" for m in self._station.limits()])
             case ev.DrainChanged():
                 batch.draining = True
+                log.info("drain changed", draining=self._station.draining)
             case ev.Fenced(key, attempt_id):
                 batch.fences[key] = attempt_id
             case ev.LimitComplied(took_ms):
                 self._metrics.compliance.observe(took_ms / 1000)
+                log.info("limit complied with", took_s=took_ms / 1000)
 
     def _send(self, session_id: str, offer: Offer) -> None:
         """A raise waits until the ledger knows of it; everything else goes to the car now."""
@@ -257,6 +263,11 @@ class Engine:
 
     def _publish_load(self) -> None:
         load = self._station.load()
+        if load.limit_w != self._load.limit_w:
+            source = load.limit_source.name if load.limit_source else "RATED"
+            log.info("limit in force", limit_w=load.limit_w, source=source, committed_w=load.committed_w)
+        if load.over_limit_ms and not self._load.over_limit_ms:
+            log.error("over the limit", limit_w=load.limit_w, committed_w=load.committed_w, measured_w=load.measured_w)
         if load.sequence != self._load.sequence:
             self.shown.tell_listeners()
         self._load = load
@@ -299,6 +310,7 @@ class Engine:
                 await self._commit(batch)
             except LedgerError as error:
                 if self._stopping:
+                    log.error("the last registers are not on disk", error=str(error))  # noqa: TRY400 - no defect
                     return
                 self._failed(batch, str(error))
                 await asyncio.sleep(retry_s)
@@ -343,24 +355,35 @@ class Engine:
 
     def _failed(self, batch: Batch, message: str) -> None:
         """The disk did not take it: undo what nobody was told of, keep the rest for the next try."""
-        log.error("ledger cannot be written: not accepting", error=message)
+        if message != self._ledger_error:
+            log.error("ledger cannot be written: not accepting", ledger=str(self._ledger.path), error=message)
+        self._ledger_error = message
         self._station.block(NotAccepting.LEDGER)
         now = self._clock.now_ms()
         for session_id in batch.withdraw_admissions():
+            log.warning("admission withdrawn: the ledger did not take it", session_id=session_id)
             self._absorb(self._station.withdraw(session_id, now))
         self._batch.take_back(batch)
         batch.resolve(_unknown())
         self._absorb(self._station.settle())
 
     def _unblock(self) -> None:
-        if self._station.accepting is NotAccepting.LEDGER:
+        if self._ledger_error:
             log.info("ledger can be written again: accepting")
-            self._station.block(NotAccepting.UNSPECIFIED)
+            self._ledger_error = ""
+            self._station.unblock(NotAccepting.LEDGER)
             self._absorb(self._station.settle())
 
 
+def _log_end(session: Session) -> None:
+    if session.stop_reason is StopReason.OVERCURRENT_FAULT:
+        log.warning("car disconnected: it drew more than granted", session_id=session.session_id)
+    elif session.stop_reason is StopReason.DUPLICATE:
+        log.warning("duplicate ended", session_id=session.session_id, survivor=session.duplicate_of)
+
+
 def _unknown() -> MeshError:
-    message = "the ledger did not take it in time; repeat with the same request_id"
+    message = "the ledger could not be written, so what became of this is not known: repeat it"
     return Unavailable(ErrorReason.OUTCOME_UNKNOWN, message, 1000)
 
 
@@ -378,7 +401,7 @@ def _found(session: Session) -> Plugged:
         register_mj=session.delivered_mj,
         power_w=session.measured_w,
         held_w=session.held_w,
-        lease_until_ms=max((offer.valid_until_ms for offer in session.offers), default=0),
+        lease_until_ms=session.lease_until_ms,
     )
 
 

@@ -65,6 +65,7 @@ class Ledger:
     """One open ledger file. `commit` may be called from one thread at a time."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")

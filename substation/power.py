@@ -44,15 +44,19 @@ class Power:
         self._note_cut(committed, self.budget.limit_w + 1, now)
         self.budget = self._budget_at(now)
 
+    def resume(self, now: int) -> None:
+        """After the process stood still: the cars have their time to obey what they are told only now."""
+        self._excused_until_ms = max(self._excused_until_ms, now + OBEY_MS)
+
     def settle(self, live: Collection[Session], now: int) -> Settled:
         """Shares the power among the live sessions as they are."""
         committed = sum(session.committed_w for session in live)
         before_w = self.budget.limit_w
         if self.limits.in_force(now)[0] > before_w:
             self._ramp.begin(min(committed, before_w), now)
-        self.budget = self._budget_at(now)
-        self._note_cut(committed, before_w, now)
         active = [session for session in live if session.active]
+        self.budget = self._budget_at(now, sum(session.overdraw_w for session in active))
+        self._note_cut(committed, before_w, now)
         before = [_shown(session) for session in active]
         granted = self._grant(active, live, now)
         shown = [session for session, was in zip(active, before, strict=True) if _shown(session) != was]
@@ -84,9 +88,10 @@ class Power:
         times = [self.limits.next_edge(now), self._turns.ends_ms, self._review.next_ms, ramp]
         return min((at for at in times if at is not None), default=None)
 
-    def _budget_at(self, now: int) -> Budget:
+    def _budget_at(self, now: int, overdraw_w: int = 0) -> Budget:
+        """What cars draw above confirmed grants is left free for them."""
         limit_w, source = self.limits.in_force(now)
-        return Budget(limit_w, source, self._ramp.cap_w(limit_w, now))
+        return Budget(limit_w, source, max(0, self._ramp.cap_w(limit_w, now) - overdraw_w))
 
     def _note_cut(self, committed_w: int, before_w: int, now: int) -> None:
         """A cut below what is committed gives the cars their time to obey."""

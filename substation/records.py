@@ -111,7 +111,7 @@ def _live_record(session: Session) -> LiveRecord:
         session.measured_w,
         session.delivered_mj,
         session.metered_ms,
-        max((offer.valid_until_ms for offer in session.offers), default=0),
+        session.lease_until_ms,
         session.last_offer,
         int(session.satisfied_by),
         session.draws_at_most_w,
@@ -188,6 +188,7 @@ def _carry_on(session: Session, r: LiveRecord) -> None:
     session.last_offer = r.last_offer
     # One offer stands for all that the car may still hold.
     session.offers = [Offer(r.last_offer, r.held_w, r.lease_until_ms)] if r.held_w else []
+    session.confirmed_until_ms = r.lease_until_ms
     session.satisfied_by = StopReason(r.satisfied_by)
     session.draws_at_most_w = r.draws_at_most_w
     session.last_on_ms = r.last_on_ms

@@ -81,14 +81,19 @@ class Session:
     # Offers that the car may still act on: the last confirmed one and all later.
     offers: list[Offer] = field(default_factory=list)
     last_offer: int = 0
+    # Until then the car may draw, as far as it has confirmed: what was sent after that may never have arrived.
+    confirmed_until_ms: int = 0
     # Its last entry in the stream of admissions.
     admission_sequence: int = 0
     # What the car showed that it takes; None while it takes what it gets.
     draws_at_most_w: int | None = None
     # Since when it draws clearly less than granted; None while it does not.
     undrawn_since_ms: int | None = None
-    # By when a lowered grant must show in the measured power; None when it does.
+    # By when the measured power must be down to `obey_w`, a grant that was lowered; None when it is.
     obey_by_ms: int | None = None
+    obey_w: int = 0
+    # What the car draws above its grant although it has confirmed it.
+    overdraw_w: int = 0
     # When it last had power (or arrived): who waited longest is next in turn.
     last_on_ms: int = 0
 
@@ -132,9 +137,20 @@ class Session:
         except KeyError:
             raise IllegalMove(f"{self.session_id}: {trigger.name} while {self.state.name}") from None
 
+    @property
+    def lease_until_ms(self) -> int:
+        """When the last lease ends under which it may draw; 0 when it has none."""
+        return max((offer.valid_until_ms for offer in self.offers), default=0)
+
+    @property
+    def flowing_w(self) -> int:
+        """What it surely draws: as measured, or less when it may have acted on a lower offer since."""
+        return min([self.measured_w, *(offer.power_w for offer in self.offers)])
+
     def delivered_at(self, now: int, scale: int) -> int:
-        """The register at `now` if the car goes on as measured; never above what was asked."""
-        register = self.delivered_mj + self.measured_w * max(0, now - self.metered_ms) * scale
+        """The register at `now` if the car goes on, under its leases; never above what was asked."""
+        flowing_ms = max(0, min(now, self.confirmed_until_ms) - self.metered_ms)
+        register = self.delivered_mj + self.flowing_w * flowing_ms * scale
         target = self.target_mj
         return register if target is None else max(self.delivered_mj, min(register, target))
 
@@ -144,19 +160,19 @@ class Session:
         self.metered_ms = max(self.metered_ms, now)
 
     def satisfied_at(self, scale: int) -> int | None:
-        """When the register reaches what was asked, at the measured power; None if it never does."""
-        target = self.target_mj
-        if target is None or (self.measured_w == 0 and self.delivered_mj < target):
+        """When the register reaches what was asked; None if it does not while the present leases last."""
+        at = self.done_at(scale)
+        return None if at is None or at > max(self.metered_ms, self.confirmed_until_ms) else at
+
+    def done_at(self, scale: int) -> int | None:
+        """When the register reaches what was asked if what flows goes on; None if it never does."""
+        target, flowing = self.target_mj, self.flowing_w
+        if target is None or (flowing == 0 and self.delivered_mj < target):
             return None
         if self.delivered_mj >= target:
             return self.metered_ms
         # Rounded up: at the event the register has reached the target, never before.
-        return self.metered_ms - (self.delivered_mj - target) // (self.measured_w * scale)
-
-    def remaining_mj(self) -> int | None:
-        """Energy still wanted as of the last reading; None: until full."""
-        target = self.target_mj
-        return None if target is None else max(0, target - self.delivered_mj)
+        return self.metered_ms - (self.delivered_mj - target) // (flowing * scale)
 
     def offer(self, power_w: int, valid_until_ms: int) -> Offer:
         """A new offer, counted until it is replaced by a later one that the car confirmed, or lapses."""
@@ -168,6 +184,8 @@ class Session:
     def confirm(self, number: int) -> None:
         """The car acts on offer `number`: earlier ones no longer count."""
         self.offers = [offer for offer in self.offers if offer.number >= number]
+        if self.offers and self.offers[0].number == number:
+            self.confirmed_until_ms = self.offers[0].valid_until_ms
 
     def lapse(self, now: int) -> None:
         """Forgets offers whose lease is over."""

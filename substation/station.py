@@ -35,6 +35,8 @@ from substation.power import Power
 from substation.sessions import Session, Trigger
 from substation.sharing import EqualShare, SharingPolicy
 
+# Later than that for what was due: the process stood still.
+STALL_MS = 1_000
 # Without a departure, sharing plans with four hours of charging or twice the time at full power.
 _ASSUMED_STAY_S = 4 * 3600
 _ASSUMED_FACTOR = 2
@@ -80,7 +82,7 @@ class Station:
         self._now = now
         self._power = Power(policy or EqualShare(), Limits(config.rated_w, memory.limits), config.time_scale, now)
         self._draining = memory.draining
-        self._blocked = NotAccepting.UNSPECIFIED
+        self._blocked: set[NotAccepting] = set()
         self._live: dict[str, Session] = {}
         # In the order of their ends, so that the oldest are forgotten first.
         self._ended: dict[str, Session] = {}
@@ -90,12 +92,17 @@ class Station:
         self._sequence = 0
         self._admission_sequence = 0
         self._renew_ms: int | None = None
+        # Up to when all that was due is handled.
+        self._passed_ms: int | None = None
         self._commitments: tuple[object, ...] = ()
         self._restore(memory, now)
 
     def _restore(self, memory: Memory, now: int) -> None:
         for session in sorted(memory.sessions, key=lambda s: s.ended_ms or 0):
             (self._live if session.live else self._ended)[session.session_id] = session
+        for session in self._live.values():
+            if session.active:
+                draw.time_obedience(session, now)
         if self._live:
             self._power.recover(self._live.values(), now)
             self._renew_ms = now
@@ -194,30 +201,36 @@ class Station:
         return self._take()
 
     def block(self, reason: NotAccepting) -> None:
-        """Admits nothing for a reason of the process (ledger, shutdown); UNSPECIFIED lifts it."""
-        self._blocked = reason
+        """Admits nothing for a reason of the process: its ledger, or that it stops."""
+        self._blocked.add(reason)
+
+    def unblock(self, reason: NotAccepting) -> None:
+        """That reason is gone."""
+        self._blocked.discard(reason)
 
     # --- what the cars say ---------------------------------------------------------------------------
 
     def confirmed(self, session_id: str, number: int, now: int) -> list[Event]:
         """The car acts on this offer: what it was offered before is free."""
-        self._pass_to(now)
+        self._pass_once_to(now)
         if session := self._live.get(session_id):
+            session.meter(now, self.config.time_scale)
             session.confirm(number)
         return self._take()
 
     def measured(self, session_id: str, power_w: int, register_mj: int, now: int) -> list[Event]:
         """A meter reading: power drawn and energy since plug-in. The register never goes back."""
-        self._pass_to(now)
+        self._pass_once_to(now)
         session = self._live.get(session_id)
         if session is None:
             return self._take()
         session.meter(now, self.config.time_scale)
         session.delivered_mj = max(session.delivered_mj, register_mj)
-        session.measured_w = power_w
+        # A reading that was on its way when the contactor opened says nothing of the power any more.
         if session.active:
+            session.measured_w = power_w
             self._note_reading(session)
-        self._events.append(Metered(session))
+            self._events.append(Metered(session))
         return self._take()
 
     def full(self, session_id: str, now: int) -> list[Event]:
@@ -273,7 +286,9 @@ class Station:
     @property
     def accepting(self) -> NotAccepting:
         """UNSPECIFIED: it is; else why not."""
-        return NotAccepting.DRAINING if self._draining else self._blocked
+        if self._draining:
+            return NotAccepting.DRAINING
+        return max(self._blocked, default=NotAccepting.UNSPECIFIED)
 
     def load(self) -> Load:
         """The load as of the last call; its sequence grows when commitments changed since."""
@@ -324,7 +339,7 @@ class Station:
         """When it should be done if it goes on as it does now, or its departure if that is earlier."""
         times = [session.charge.departure_ms]
         if session.active:
-            times.append(session.satisfied_at(self.config.time_scale))
+            times.append(session.done_at(self.config.time_scale))
         return min((at for at in times if at is not None), default=None)
 
     # --- admission -----------------------------------------------------------------------------------
@@ -363,11 +378,30 @@ class Station:
 
     def _pass_to(self, now: int) -> None:
         """Handles all that is due up to `now`, each at its own time. A clock that goes back stands still."""
+        if (due := self.next_event()) is not None and due + STALL_MS <= now:
+            self._resume(now)
         while (at := self.next_event()) is not None and at <= now:
             self._account(at)
             self._handle_due(at)
             self._settle()
         self._account(now)
+        self._passed_ms = now
+
+    def _pass_once_to(self, now: int) -> None:
+        """As `_pass_to`, for what cars say: many of them at one time, which is looked through once."""
+        if now != self._passed_ms:
+            self._pass_to(now)
+
+    def _resume(self, now: int) -> None:
+        """The process stood still: it has neither sent nor heard anything, so it must not judge by that.
+
+        What was not sent then is not sent in the past: leases have lapsed, as the cars know.
+        """
+        self._renew_ms = None if self._renew_ms is None else max(self._renew_ms, now)
+        self._power.resume(now)
+        for session in self._live.values():
+            if session.obey_by_ms is not None:
+                session.obey_by_ms = max(session.obey_by_ms, now + draw.OBEY_MS)
 
     def _account(self, to: int) -> None:
         """Lets time pass without an event: only the time over the limit adds up."""
@@ -465,6 +499,7 @@ class Station:
         session.granted_w = session.measured_w = 0
         session.offers.clear()
         session.undrawn_since_ms = session.obey_by_ms = None
+        session.overdraw_w = 0
         session.limit_reason, session.limit_source = session.limit_reason.UNSPECIFIED, LimitSource.UNSPECIFIED
         self._events.append(Opened(session.session_id))
 
@@ -477,9 +512,10 @@ class Station:
 
     def _judge(self, session: Session) -> None:
         """A lowered grant had its time to show: who still draws more is disconnected."""
-        session.obey_by_ms = None
-        if draw.disobeys(session):
+        if draw.disobeys(session, session.obey_w):
             self._end(session, StopReason.OVERCURRENT_FAULT)
+        else:
+            draw.time_obedience(session, self._now)
 
     # --- power ---------------------------------------------------------------------------------------
 
@@ -495,6 +531,8 @@ class Station:
         self._note_commitments()
 
     def _offer(self, session: Session) -> None:
+        # Before the lease is longer: what it did not cover was not drawn.
+        session.meter(self._now, self.config.time_scale)
         offer = session.offer(session.granted_w, self._now + self.config.lease_ms)
         self._events.append(Offered(session.session_id, offer))
         if self._renew_ms is None:

@@ -4,7 +4,7 @@ from random import Random
 
 from mesh.charge import Charge, Key
 from substation import events as ev
-from substation.cars import Confirmed, Full, Plugged, Reading, SimulatedCars
+from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading, SimulatedCars
 from substation.limits import Limit
 from substation.sessions import Session
 from substation.station import Memory, Station, StationConfig
@@ -96,6 +96,16 @@ class Rig:
         self.now = until
         self._turn()
 
+    def stall(self, seconds: float) -> None:
+        """The process stands still: the cars go on under the leases that they hold, and are heard only afterwards."""
+        self.now += round(seconds * 1000)
+        self._turn()
+
+    def registers(self) -> dict[str, int]:
+        """What the meters say now, by session."""
+        self._tell(self.cars.advance(self.now))
+        return {reading.session_id: reading.register_mj for reading in self.cars.readings()}
+
     def committed_w(self) -> int:
         return sum(session.committed_w for session in self.station.sessions())
 
@@ -110,7 +120,11 @@ class Rig:
 
     def _turn(self) -> None:
         self._take(self.station.advance(self.now))
-        for said in self.cars.advance(self.now):
+        self._tell(self.cars.advance(self.now))
+        self.settle()
+
+    def _tell(self, said_by_cars: list[CarEvent]) -> None:
+        for said in said_by_cars:
             match said:
                 case Confirmed(name, number):
                     self._take(self.station.confirmed(name, number, self.now))
@@ -118,7 +132,6 @@ class Rig:
                     self._take(self.station.measured(name, power_w, register_mj, self.now))
                 case Full(name):
                     self._take(self.station.full(name, self.now))
-        self.settle()
 
     def _take(self, events: list[ev.Event]) -> None:
         self.events += events

@@ -145,6 +145,23 @@ async def test_an_admission_that_the_disk_did_not_take_is_undone_and_reported(tm
         assert set(rows(tmp_path)) == {live.session_id, again.session_id}
 
 
+async def test_a_repeat_of_an_admission_that_failed_does_not_bring_it_back(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        protect_disk(engine, True)
+        first = asyncio.create_task(engine.charge(a_charge(attempt=1)))
+        await asyncio.sleep(0)
+        while engine._batch.admitted:
+            await asyncio.sleep(0)
+        # The commit of the admission is under way: its repeat waits for the next one.
+        second = asyncio.create_task(engine.charge(a_charge(attempt=2)))
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert [getattr(outcome, "reason", None) for outcome in outcomes] == [ErrorReason.OUTCOME_UNKNOWN] * 2
+        protect_disk(engine, False)
+        await until(lambda: not engine.report().load.not_accepting, 5)
+        assert rows(tmp_path) == {}
+        assert engine.shown.admissions_after(0) == []
+
+
 async def test_after_a_restart_the_meters_are_read_and_registers_have_not_gone_back(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:

@@ -62,6 +62,10 @@ class NeverOver(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.rig.run(seconds)
 
+    @rule(seconds=st.sampled_from([2, 9, 15, 60, 3_600]))
+    def stall(self, seconds: float) -> None:
+        self.rig.stall(seconds)
+
     @precondition(lambda self: self.live())
     @rule(which=st.integers(0, 100))
     def lose_offers(self, which: int) -> None:
@@ -94,6 +98,13 @@ class NeverOver(RuleBasedStateMachine):
     @invariant()
     def nothing_is_over_the_limit_outside_the_time_to_obey_a_cut(self) -> None:
         assert self.rig.station.load().over_limit_ms == 0
+
+    @invariant()
+    def no_register_runs_ahead_of_its_meter(self) -> None:
+        meters = self.rig.registers()
+        for session in self.live():
+            if session.active:
+                assert session.delivered_at(self.rig.now, 1) <= meters[session.session_id]
 
     @invariant()
     def registers_never_go_back_nor_past_what_was_asked(self) -> None:

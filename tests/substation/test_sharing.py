@@ -5,7 +5,7 @@ from substation.sharing import Claim, EqualShare, fill, water_level, whose_turn
 
 
 def a_claim(name: str, floor: int = 1_380, most: int = 11_000, *, on: bool = False, last_on: int = 0) -> Claim:
-    return Claim(name, floor, most, on, last_on, started_ms=0)
+    return Claim(name, floor, most, on, last_on, 0, remaining_mj=10**9, left_ms=10**7)
 
 
 @st.composite
@@ -15,7 +15,9 @@ def claims(draw: st.DrawFn) -> list[Claim]:
             st.tuples(st.integers(1, 5_000), st.integers(0, 20_000), st.booleans(), st.integers(0, 9)), max_size=30
         )
     )
-    return [Claim(str(i), floor, floor + more, on, last, 0) for i, (floor, more, on, last) in enumerate(sizes)]
+    return [
+        Claim(str(i), floor, floor + more, on, last, 0, 10**9, 10**7) for i, (floor, more, on, last) in enumerate(sizes)
+    ]
 
 
 @given(claims(), st.integers(0, 100_000), st.booleans())

@@ -105,7 +105,7 @@ def test_a_ledger_that_cannot_write_admits_nothing() -> None:
     rig.station.block(NotAccepting.LEDGER)
     error = refusal(rig)
     assert (type(error), error.reason) == (Unavailable, ErrorReason.LEDGER_UNAVAILABLE)
-    rig.station.block(NotAccepting.UNSPECIFIED)
+    rig.station.unblock(NotAccepting.LEDGER)
     assert rig.charge(a_charge()).live
 
 
@@ -344,6 +344,82 @@ def test_a_disobedient_car_is_disconnected() -> None:
     rig.run(2)
     assert session.stop_reason is StopReason.OVERCURRENT_FAULT
     assert ev.Opened(session.session_id) in rig.events
+
+
+def test_cars_that_obey_late_are_not_punished_for_many_cuts() -> None:
+    """In real time each arrival lowers all shares again before the cars have acted on the last."""
+    for pause_s in (0.5, 1.0, 3.0):
+        rig = Rig()
+        for n in range(40):
+            rig.charge(a_charge(str(n), energy_j=10**10))
+            rig.run(pause_s)
+        rig.run(60)
+        assert rig.station.load().active_sessions == 40
+        assert rig.station.load().over_limit_ms == 0
+
+
+def test_a_disobedient_car_is_found_although_its_grant_is_lowered_again_and_again() -> None:
+    rig = Rig(a_config(rated_w=22_000))
+    session = rig.charge(a_charge(energy_j=10**10))
+    rig.run(10)
+    rig.cars.open(session.session_id)
+    rig.do(rig.station.measured(session.session_id, 10_900, 0, rig.now))
+    for n in range(10):
+        rig.set_limit(Limit(SO, 9_000 - 100 * n, rig.now))
+        rig.run(1.1)
+    assert session.stop_reason is StopReason.OVERCURRENT_FAULT
+
+
+def test_after_a_restart_a_car_that_draws_too_much_is_still_judged() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(energy_j=10**10))
+    rig.run(10)
+    rig.do(rig.station.measured(session.session_id, 20_000, 0, rig.now))
+    rig.cars.open(session.session_id)
+    again = restart(rig)
+    again.run(11)
+    assert again.station.session(session.session_id).stop_reason is StopReason.OVERCURRENT_FAULT
+
+
+def test_a_little_more_than_granted_is_left_free_by_the_others() -> None:
+    """A meter's tolerance is no reason to be over the limit: 20 cars that draw 4 % more add up to 4 kW."""
+    rig = Rig()
+    sessions = [rig.charge(a_charge(str(n), energy_j=10**10)) for n in range(20)]
+    rig.run(10)
+    for _ in range(4):
+        for session in sessions:
+            rig.do(rig.station.confirmed(session.session_id, session.last_offer, rig.now))
+            rig.do(rig.station.measured(session.session_id, session.granted_w * 104 // 100, 0, rig.now))
+    assert 95_000 < rig.committed_w() <= 100_000
+
+
+def test_a_process_that_stood_still_counts_no_energy_beyond_the_leases() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    rig.run(60)
+    rig.stall(HOUR)
+    assert session.active
+    assert session.delivered_at(rig.now, 1) == rig.registers()[session.session_id]
+    assert session.measured_w == 0
+    rig.run(10)
+    assert session.measured_w > 0
+
+
+def test_a_reading_that_comes_after_the_contactor_opened_makes_no_power() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(departure_ms=NOW + HOUR * 1000))
+    rig.run(10)
+    rig.do(rig.station.measured(session.session_id, 9_000, 36_000_000_000, rig.now))
+    rig.do(rig.station.measured(session.session_id, 9_000, 36_000_000_000, rig.now))
+    assert (session.state, session.measured_w, rig.committed_w()) == (SessionState.EV_CONNECTED, 0, 0)
+
+
+def test_the_reason_not_to_accept_that_lasts_is_not_lifted_by_another() -> None:
+    rig = Rig()
+    rig.station.block(NotAccepting.SHUTTING_DOWN)
+    rig.station.block(NotAccepting.LEDGER)
+    rig.station.unblock(NotAccepting.LEDGER)
+    assert rig.station.accepting is NotAccepting.SHUTTING_DOWN
 
 
 def test_a_car_that_draws_more_than_granted_without_any_cut_is_disconnected_too() -> None:
