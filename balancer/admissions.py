@@ -2,7 +2,8 @@
 
 Fed by one admissions stream per substation: a snapshot in chunks, its end mark, then changes. A
 snapshot replaces what was known of that substation at its end mark, not before, so that no key is
-forgotten while it is under way. Own replies are noted too: they may be ahead of the stream.
+forgotten while it is under way; one with entries that could not be read only adds. Own replies are
+noted too: they may be ahead of the stream.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,7 @@ class Entry:
 class Duplicate:
     """Two live sessions of one key: this one is to be ended, the survivor is what the client was last told."""
 
+    key: Key
     session_id: str
     substation_id: str
     survivor_session_id: str
@@ -86,8 +88,11 @@ class AdmissionIndex:
         """A chunk of the snapshot under way."""
         self._at(substation_id).chunks.update((entry.key, entry) for entry in entries)
 
-    def snapshot_end(self, substation_id: str, epoch: int, sequence: int) -> list[Key]:
-        """The snapshot is complete up to there and replaces what was known. Returns its keys."""
+    def snapshot_end(self, substation_id: str, epoch: int, sequence: int, *, whole: bool = True) -> list[Key]:
+        """The snapshot is complete up to there and replaces what was known. Returns its keys.
+
+        Not `whole`: entries of it could not be read, so what it does not show may exist all the same.
+        """
         known = self._at(substation_id)
         chunks, known.chunks = known.chunks, {}
         if known.position is not None and known.position > (epoch, sequence):
@@ -95,7 +100,7 @@ class AdmissionIndex:
         known.position = (epoch, sequence)
         for entry in list(known.entries.values()):
             # An own reply may be ahead of the stream.
-            if entry.key not in chunks and (entry.epoch, entry.sequence) <= (epoch, sequence):
+            if whole and entry.key not in chunks and (entry.epoch, entry.sequence) <= (epoch, sequence):
                 self._remove(entry)
         for entry in chunks.values():
             self._put(entry)
@@ -136,7 +141,7 @@ class AdmissionIndex:
         for key in keys:
             live = sorted((e for e in self._by_key.get(key, ()) if e.live), key=_rank)
             for entry in live[:-1]:
-                yield Duplicate(entry.session_id, entry.substation_id, live[-1].session_id, live[-1].attempt_id)
+                yield Duplicate(key, entry.session_id, entry.substation_id, live[-1].session_id, live[-1].attempt_id)
 
     def forget(self, now: int) -> int:
         """Drops what ended more than 24 h ago. Returns how many."""

@@ -247,6 +247,7 @@ class Attempt:
         charge = self._charge = self._charge or self._parse()
         if self._tries.sent and not self._desk.budget.spend(now):
             return self._fail(self._most_useful())
+        self._desk.view.tick(now)
         pick = self._desk.picker.pick(charge, now, self._tries.addresses)
         if isinstance(pick, MeshError):
             return self._fail(self._most_useful(pick))

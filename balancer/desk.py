@@ -115,16 +115,17 @@ class Desk:
         self.index.snapshot(substation_id, entries)
 
     def snapshot_end(
-        self, address: str, substation_id: str, epoch: int, sequence: int, now: int
+        self, address: str, substation_id: str, epoch: int, sequence: int, now: int, *, whole: bool = True
     ) -> tuple[list[Settled], list[Key]]:
         """A snapshot is complete. Settles doubts both ways: the key is there, or it never will be.
 
-        Returns the doubts that it settles and the keys that it tells of, as `changes` does.
+        One that is not `whole`, because entries of it could not be read, proves no absence. Returns the
+        doubts that it settles and the keys that it tells of, as `changes` does.
         """
-        keys = self.index.snapshot_end(substation_id, epoch, sequence)
+        keys = self.index.snapshot_end(substation_id, epoch, sequence, whole=whole)
         shown = [(key, sequence) for key in keys]
         settled = self._shown(address, substation_id, shown, (epoch, sequence), now)
-        for doubt in [d for d in self.doubts.values() if d.substation_id == substation_id]:
+        for doubt in [d for d in self.doubts.values() if whole and d.substation_id == substation_id]:
             if doubt.epoch is not None and doubt.epoch < epoch and not self.index.holds(substation_id, doubt.key):
                 settled.append(self.settle(doubt, Fenced(), now))
         return settled, keys

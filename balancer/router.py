@@ -7,6 +7,7 @@ cancel what was sent; a doubt is resolved in a task of its own, so that it outli
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -17,6 +18,7 @@ from balancer import wire
 from balancer.admissions import Duplicate
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied, Settled
+from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
@@ -40,6 +42,14 @@ _LONGEST_PAUSE_S = 0.5
 _FORGET_EVERY_S = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A doubt that is being settled. `since` is monotonic seconds."""
+
+    future: asyncio.Future[Found | Fenced]
+    since: float
+
+
 class Router:
     """Places charges. `peers` are the substations, `desk` is what is known of them."""
 
@@ -50,8 +60,9 @@ class Router:
         self._rng = rng
         self._metrics = metrics
         self._flights: dict[Key, asyncio.Task[charging_pb2.ChargeResponse]] = {}
-        self._settling: dict[Doubt, asyncio.Future[Found | Fenced]] = {}
+        self._settling: dict[Doubt, _Open] = {}
         self._ending: set[str] = set()
+        self._ejections = EjectionJournal(desk)
         self._background: set[asyncio.Task[None]] = set()
 
     # --- charges --------------------------------------------------------------------------------
@@ -108,14 +119,21 @@ class Router:
             step = self._timed(attempt.begin)
             while not isinstance(step, Answer | Fail):
                 outcome = await self._do(step, request, deadline_ms, metadata)
-                self._metrics.tries.labels(type(outcome).__name__.lower()).inc()
-                step = self._timed(lambda now, outcome=outcome: attempt.after(outcome, now))  # type: ignore[misc]
+                step = self._after(attempt, step, outcome)
         finally:
             if (doubt := attempt.interrupted(self._clock.now_ms())) is not None:
                 self._settle(doubt)
+                self._ejections.look(doubt.address, self._clock.now_ms())
         if isinstance(step, Fail):
             raise step.error
         return self._response(step)
+
+    def _after(self, attempt: Attempt, step: Step, outcome: Outcome) -> Step:
+        self._metrics.tries.labels(type(outcome).__name__.lower()).inc()
+        following = self._timed(lambda now: attempt.after(outcome, now))
+        if isinstance(step, Ask):
+            self._ejections.look(step.address, self._clock.now_ms())
+        return following
 
     def _timed(self, decide: Callable[[int], Step]) -> Step:
         started = seconds()
@@ -158,7 +176,13 @@ class Router:
             response = await peer.charging.Charge(request, timeout=left_ms / 1000, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             ours = from_rpc_error(error)
-            log.info("charge failed", address=step.address, code=error.code().name, details=error.details())
+            log.info(
+                "charge failed",
+                substation=step.substation_id,
+                address=step.address,
+                code=error.code().name,
+                details=error.details(),
+            )
             return Lost() if ours is None else Refused(ours)
         return _replied(response)
 
@@ -171,36 +195,45 @@ class Router:
 
     def _settle(self, doubt: Doubt) -> asyncio.Future[Found | Fenced]:
         """The outcome of a doubt, which is asked for in the background until it is known."""
-        future = self._settling.get(doubt)
-        if future is None:
-            future = self._settling[doubt] = asyncio.get_running_loop().create_future()
-            self._spawn(self._settle_by_asking(doubt, future))
+        known = self._settling.get(doubt)
+        if known is not None:
+            return known.future
+        future: asyncio.Future[Found | Fenced] = asyncio.get_running_loop().create_future()
+        self._settling[doubt] = _Open(future, seconds())
+        doubt_opened(doubt)
+        self._spawn(self._settle_by_asking(doubt, future))
         return future
 
     def settled(self, settled: list[Settled], keys: list[Key]) -> None:
         """The admissions stream has settled these doubts and told of these keys."""
         for one in settled:
-            self._end_doubt(one)
+            self._end_doubt(one, "admissions")
         for duplicate in self._desk.duplicates(keys):
             if duplicate.session_id not in self._ending:
                 self._ending.add(duplicate.session_id)
-                self._spawn(self._end_duplicate(duplicate, keys))
+                self._spawn(self._end_duplicate(duplicate.key, duplicate.session_id))
 
-    def _end_doubt(self, settled: Settled) -> None:
-        future = self._settling.pop(settled.doubt, None)
-        if future is not None and not future.done():
-            future.set_result(settled.outcome)
+    def _end_doubt(self, settled: Settled, by: str) -> None:
+        known = self._settling.pop(settled.doubt, None)
+        if known is not None and not known.future.done():
+            doubt_settled(settled.doubt, settled.outcome, by, seconds() - known.since)
+            known.future.set_result(settled.outcome)
 
     async def _settle_by_asking(self, doubt: Doubt, future: asyncio.Future[Found | Fenced]) -> None:
-        pause_s = _FIRST_PAUSE_S
+        """Whatever goes wrong here, it asks again: nobody else may be asked before it is settled."""
+        pause_s, news = _FIRST_PAUSE_S, News()
         while not future.done():
-            outcome = await self._ask_what_became_of(doubt)
-            if outcome is not None and not future.done():
-                self._end_doubt(self._desk.settle(doubt, outcome, self._clock.now_ms()))
+            try:
+                outcome = await self._ask_what_became_of(doubt, news)
+                if outcome is not None and not future.done():
+                    self._end_doubt(self._desk.settle(doubt, outcome, self._clock.now_ms()), "asking")
+            except Exception as defect:
+                if news.is_new(repr(defect)):
+                    log.exception("a doubt could not be settled; asked again", substation=doubt.substation_id)
             await asyncio.wait({future}, timeout=pause_s * self._rng.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _ask_what_became_of(self, doubt: Doubt) -> Found | Fenced | None:
+    async def _ask_what_became_of(self, doubt: Doubt, news: News) -> Found | Fenced | None:
         """The session, or a durable fence; None when it could not be asked."""
         peer = self._peers[self._desk.view.address_of(doubt.substation_id) or doubt.address]
         if not peer.ready():
@@ -212,26 +245,32 @@ class Router:
             response = await peer.reports.ResolveCharge(request, timeout=_RESOLVE_TIMEOUT_S)
             return _resolved(response, doubt)
         except grpc.aio.AioRpcError as error:
-            log.info("resolve failed", address=peer.address, code=error.code().name, details=error.details())
+            why = f"{error.code().name} {error.details()}"
         except wire.Malformed as malformed:
-            log.warning("resolve failed", address=peer.address, details=str(malformed))
+            why = str(malformed)
+        if news.is_new(why):
+            log.info("resolve failed", substation=doubt.substation_id, address=peer.address, why=why)
         return None
 
     # --- duplicates -----------------------------------------------------------------------------
 
-    async def _end_duplicate(self, duplicate: Duplicate, keys: list[Key]) -> None:
+    async def _end_duplicate(self, key: Key, session_id: str) -> None:
         """Ends one of two sessions of a key, until the index says that it ended or is the one to stay."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s, news = _FIRST_PAUSE_S, News()
         try:
-            while any(duplicate == current for current in self._desk.duplicates(keys)):
-                if await self._ask_to_end(duplicate):
+            while (duplicate := self._duplicate(key, session_id)) is not None:
+                if await self._ask_to_end(duplicate, news):
                     return
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
-            self._ending.discard(duplicate.session_id)
+            self._ending.discard(session_id)
 
-    async def _ask_to_end(self, duplicate: Duplicate) -> bool:
+    def _duplicate(self, key: Key, session_id: str) -> Duplicate | None:
+        """That session as a duplicate, if it still is one; the one to stay may have changed."""
+        return next((one for one in self._desk.duplicates([key]) if one.session_id == session_id), None)
+
+    async def _ask_to_end(self, duplicate: Duplicate, news: News) -> bool:
         address = self._desk.view.address_of(duplicate.substation_id)
         if address is None or not self._peers[address].ready():
             return False
@@ -240,13 +279,24 @@ class Router:
             survivor_session_id=duplicate.survivor_session_id,
             survivor_attempt_id=duplicate.survivor_attempt_id,
         )
+        line = log.bind(
+            substation=duplicate.substation_id,
+            address=address,
+            session_id=duplicate.session_id,
+            survivor=duplicate.survivor_session_id,
+        )
         try:
             await self._peers[address].reports.EndDuplicate(request, timeout=_RESOLVE_TIMEOUT_S)
-            self._metrics.duplicates.inc()
-            log.warning("duplicate ended", session_id=duplicate.session_id, survivor=duplicate.survivor_session_id)
         except grpc.aio.AioRpcError as error:
-            log.info("duplicate not ended", session_id=duplicate.session_id, code=error.code().name)
+            if news.is_new((error.code(), error.details())):
+                line.info("duplicate not ended", code=error.code().name, details=error.details())
             return False
+        except Exception as defect:
+            if news.is_new(repr(defect)):
+                line.exception("duplicate not ended; asked again")
+            return False
+        self._metrics.duplicates.inc()
+        line.warning("duplicate ended")
         return True
 
     # --- life -----------------------------------------------------------------------------------
@@ -255,7 +305,10 @@ class Router:
         """Drops, again and again, what need not be remembered any longer."""
         while True:
             await asyncio.sleep(_FORGET_EVERY_S)
-            self._desk.index.forget(self._clock.now_ms())
+            try:
+                self._desk.index.forget(self._clock.now_ms())
+            except Exception:
+                log.exception("what is old could not be forgotten")
 
     async def stop(self, grace_s: float) -> None:
         """Lets charges that are under way finish, also those whose client went away."""
@@ -268,7 +321,12 @@ class Router:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (defect := task.exception()) is not None:
+            log.error("background work ended with an exception", exc_info=defect)
 
 
 def _replied(response: charging_pb2.ChargeResponse) -> Outcome:

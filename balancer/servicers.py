@@ -6,6 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -17,19 +18,18 @@ from balancer.desk import Desk
 from balancer.peers import Peer, Peers
 from balancer.router import Router
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
+from mesh.batching import charge_all
 from mesh.clock import Clock
-from mesh.errors import InternalError, InvalidRequest, MeshError, NotFound, Unavailable, Violation
+from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.ids import substation_of
 from mesh.interceptors import Context
 from mesh.model import ErrorReason, ReportState
-from mesh.status import to_status
 
 log = structlog.get_logger()
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
 
-MAX_ITEMS = 1_000
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
 # One substation's share of a listing: a silent one must not hold back the others' sessions.
@@ -106,34 +106,15 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
-        if len(request.items) > MAX_ITEMS:
-            raise InvalidRequest(Violation("items", f"must be at most {MAX_ITEMS}"))
-        left_s = self._forward.timeout_s(context)
-        tasks = [
-            asyncio.create_task(self._item(index, item, left_s), name=f"item {index}")
-            for index, item in enumerate(request.items)
-        ]
-        pending = set(tasks)
-        try:
-            while pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                yield charging_pb2.ChargeBatchResponse(outcomes=[task.result() for task in done])
-        finally:
-            for task in pending:
-                task.cancel()
+        async with aclosing(charge_all(request, self._forward.timeout_s(context), self._charge_item)) as responses:
+            async for response in responses:
+                yield response
 
-    async def _item(
-        self, index: int, item: charging_pb2.ChargeBatchItem, left_s: float
-    ) -> charging_pb2.ChargeBatchOutcome:
-        try:
-            timeout_s = _item_timeout_s(index, item, left_s)
-            response = await self._router.charge(item.request, timeout_s, _traceparent(item.traceparent))
-        except MeshError as error:
-            return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(error))
-        except Exception:
-            log.exception("item failed", index=index)
-            return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(InternalError()))
-        return charging_pb2.ChargeBatchOutcome(index=index, response=response)
+    async def _charge_item(
+        self, item: charging_pb2.ChargeBatchItem, timeout_s: float | None
+    ) -> charging_pb2.ChargeResponse:
+        assert timeout_s is not None, "a call without a deadline has the default one"
+        return await self._router.charge(item.request, timeout_s, _traceparent(item.traceparent))
 
     async def GetSession(
         self, request: charging_pb2.GetSessionRequest, context: Context
@@ -295,15 +276,6 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             wire.substation_message(known, view.state(known, now), self._desk.ejections.ejected(known.address), now)
             for known in sorted(view, key=lambda known: known.address)
         ]
-
-
-def _item_timeout_s(index: int, item: charging_pb2.ChargeBatchItem, left_s: float) -> float:
-    if not item.HasField("timeout"):
-        return left_s
-    timeout_s: float = item.timeout.seconds + item.timeout.nanos / 1e9
-    if timeout_s <= 0:
-        raise InvalidRequest(Violation(f"items[{index}].timeout", "must be above 0, or absent"))
-    return min(left_s, timeout_s)
 
 
 def _traceparent(text: str) -> str:

@@ -4,6 +4,9 @@ Their life cycle: a jittered start; no deadline; a stream of reports that is sil
 is given up; tries are 1 to 30 s apart with jitter, a little less than half a second after a stream
 that had said something; UNIMPLEMENTED ends it for good. While there is no connection the channel
 itself tries again, every second at most, so that a restarted substation is back at once.
+
+An entry that cannot be read is skipped; an exception that nobody foresaw is logged and ends no more
+than the stream at hand: whatever one message does, the substation must not stay unheard.
 """
 
 import asyncio
@@ -14,7 +17,9 @@ import grpc
 import structlog
 
 from balancer import wire
+from balancer.admissions import Entry
 from balancer.desk import Desk, Settled
+from balancer.journal import ReportJournal, StreamJournal
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peer, Peers
 from balancer.view import FRESH_INTERVALS
@@ -40,11 +45,15 @@ class Moved(Exception):
 
 
 class Backoff:
-    """Seconds to wait before the next try. Only a decoded message resets it."""
+    """Seconds to wait before the next try. Only a decoded message resets it.
+
+    Unless one that came after it was the stream's end here: that one will come again.
+    """
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
         self._ceiling_s = 0.0
+        self._defects_s = 0.0
 
     def heard(self) -> None:
         self._ceiling_s = 0.0
@@ -52,13 +61,21 @@ class Backoff:
     def next(self) -> float:
         """Soon after a stream that worked, then 1 to 30 s; each with jitter down to half."""
         wait = self._ceiling_s or SOON_S
-        self._ceiling_s = min(max(FIRST_BACKOFF_S, 2 * self._ceiling_s), LONGEST_BACKOFF_S)
+        self._ceiling_s = _longer(self._ceiling_s)
         return wait * self._rng.uniform(0.5, 1.0)
+
+    def failed(self) -> None:
+        """A message could not be processed: the next try is later than the one after the last such message."""
+        self._defects_s = self._ceiling_s = _longer(self._defects_s)
 
     @property
     def patience_s(self) -> float:
         """How long a new stream may be silent at first: a stopped process answers when it goes on."""
         return self._ceiling_s
+
+
+def _longer(ceiling_s: float) -> float:
+    return min(max(FIRST_BACKOFF_S, 2 * ceiling_s), LONGEST_BACKOFF_S)
 
 
 class Subscription:
@@ -84,32 +101,56 @@ class Subscription:
         self._on_change = on_change
         self._on_settled = on_settled
         self.reported = asyncio.Event()
-        self._log = log.bind(address=peer.address)
+        self._journal = ReportJournal(desk.view, peer.address)
+        # Whether all of the snapshot under way could be read, and whether what was read was processed.
+        self._whole = True
+        self._sound = True
 
     async def run(self) -> None:
         """Until cancelled, or until it is clear that nobody there is a substation."""
         await asyncio.sleep(self._rng.uniform(0, START_JITTER_S))
+        view, address = self._desk.view, self._peer.address
+        reports = StreamJournal(view, address, "load reports")
+        admissions = StreamJournal(view, address, "admissions")
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow("load reports", self._reports))
-                group.create_task(self._follow("admissions", self._admissions))
+                group.create_task(self._follow(reports, self._reports))
+                group.create_task(self._follow(admissions, self._admissions))
+                group.create_task(self._watch(reports))
         except* Unserved as unserved:
-            self._log.error("this address serves no load reports or admissions and is given up", why=str(unserved))
+            line = log.bind(address=address, why=str(unserved.exceptions[0]))
+            line.error("this address serves no load reports or admissions and is given up")
 
-    async def _follow(self, what: str, stream: Callable[[Backoff], AsyncIterator[None]]) -> None:
+    async def _watch(self, reports: StreamJournal) -> None:
+        """Reports age by time alone."""
+        silent_intervals = 0
+        while True:
+            await asyncio.sleep(self._interval_ms / 1000)
+            self._journal.look(self._clock.now_ms(), reports.why or SILENT)
+            if self._desk.view[self._peer.address].load is None:
+                silent_intervals += 1
+                if silent_intervals == FRESH_INTERVALS:
+                    why = reports.why or "no connection"
+                    log.warning("no report from this address yet", address=self._peer.address, why=why)
+
+    async def _follow(self, journal: StreamJournal, stream: Callable[[Backoff], AsyncIterator[None]]) -> None:
         backoff = Backoff(self._rng)
         while True:
-            await self._peer.channel.channel_ready()
-            why = await self._once(stream, backoff)
-            self._log.info("stream ended", stream=what, why=why)
+            why = await self._once(stream, backoff, journal)
+            journal.ended(why)
             pause_s = backoff.next()
             # After silence the patience of the next stream is the pause.
             await asyncio.sleep(min(pause_s, SOON_S) if why == SILENT else pause_s)
 
-    async def _once(self, stream: Callable[[Backoff], AsyncIterator[None]], backoff: Backoff) -> str:
+    async def _once(
+        self, stream: Callable[[Backoff], AsyncIterator[None]], backoff: Backoff, journal: StreamJournal
+    ) -> str:
+        """Follows it to its end. Returns why it ended."""
         try:
+            await self._peer.channel.channel_ready()
             async for _ in stream(backoff):
                 backoff.heard()
+                journal.heard()
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise Unserved(error.details() or "UNIMPLEMENTED") from None
@@ -118,6 +159,10 @@ class Subscription:
             return SILENT
         except Moved:
             return "another substation answers there"
+        except Exception as defect:
+            journal.failed(defect)
+            backoff.failed()
+            return f"failed here: {type(defect).__name__}"
         return "ended by the substation"
 
     # --- load reports ---------------------------------------------------------------------------
@@ -148,9 +193,11 @@ class Subscription:
             load = wire.load_of(response.report)
         except wire.Malformed as malformed:
             self._metrics.reports.labels("malformed").inc()
-            self._log.warning("report ignored", why=str(malformed))
+            log.warning("report ignored", address=self._peer.address, why=str(malformed))
             return False
-        result = self._desk.reported(self._peer.address, load, self._clock.now_ms())
+        now = self._clock.now_ms()
+        result = self._desk.reported(self._peer.address, load, now)
+        self._journal.look(now, SILENT)
         self._metrics.reports.labels(result.value).inc()
         self.reported.set()
         self._on_change()
@@ -163,14 +210,17 @@ class Subscription:
         await self.reported.wait()
         substation_id = self._desk.view[self._peer.address].substation_id
         request = reports_pb2.StreamAdmissionsRequest()
-        position = self._desk.index.position(substation_id)
+        position = self._desk.index.position(substation_id) if self._sound else None
         if position is not None:
             request.after.epoch, request.after.sequence = position
+        self._whole = True
         self._desk.admissions_begin(self._peer.address, substation_id, self._clock.now_ms())
         call = self._peer.reports.StreamAdmissions(request)
         try:
             async for response in call:
+                self._sound = False
                 self._admission(substation_id, response)
+                self._sound = True
                 yield
         finally:
             call.cancel()
@@ -178,7 +228,7 @@ class Subscription:
 
     def _admission(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> None:
         epoch, sequence, now = response.position.epoch, response.position.sequence, self._clock.now_ms()
-        entries = [wire.entry_of(admission, epoch) for admission in response.admissions]
+        entries = self._entries(substation_id, response)
         if any(entry.substation_id != substation_id for entry in entries):
             raise Moved
         address = self._peer.address
@@ -186,11 +236,28 @@ class Subscription:
             case reports_pb2.ADMISSION_PHASE_SNAPSHOT:
                 self._desk.snapshot(substation_id, entries)
             case reports_pb2.ADMISSION_PHASE_SNAPSHOT_END:
-                self._on_settled(*self._desk.snapshot_end(address, substation_id, epoch, sequence, now))
+                whole = self._whole
+                self._on_settled(*self._desk.snapshot_end(address, substation_id, epoch, sequence, now, whole=whole))
                 self._on_change()
             case reports_pb2.ADMISSION_PHASE_CHANGES:
                 self._on_settled(*self._desk.changes(address, substation_id, epoch, sequence, entries, now))
                 self._on_change()
+
+    def _entries(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> list[Entry]:
+        """Those that can be read."""
+        entries, skipped = [], []
+        for admission in response.admissions:
+            try:
+                entries.append(wire.entry_of(admission, response.position.epoch))
+            except wire.Malformed as malformed:
+                skipped.append(str(malformed))
+        if skipped:
+            self._whole = False
+            address = self._peer.address
+            log.warning(
+                "admissions ignored", substation=substation_id, address=address, count=len(skipped), why=skipped[0]
+            )
+        return entries
 
 
 class Watchdog:

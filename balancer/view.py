@@ -132,6 +132,8 @@ class LoadView:
         self.substations = [Known(address) for address in addresses]
         self._by_address = {known.address: known for known in self.substations}
         self._addresses: dict[str, str] = {}
+        # Those with reports that are held back.
+        self._holding: set[Known] = set()
 
     def __getitem__(self, address: str) -> Known:
         return self._by_address[address]
@@ -165,11 +167,19 @@ class LoadView:
         _flush(known, now)
         return verdict
 
+    def tick(self, now: int) -> None:
+        """Applies what was held back long enough. To be called before the view is read to decide."""
+        for known in list(self._holding):
+            _flush(known, now)
+            if not known.held:
+                self._holding.discard(known)
+
     def _take(self, known: Known, load: Load, now: int) -> None:
         if self._addresses.get(load.substation_id) != known.address:
             self._moved(known, load)
         if known.load is not None and _same_life(known.load, load) and _is_ahead(known, load):
             known.held.append((load, now))
+            self._holding.add(known)
         else:
             known.held.clear()
             _apply(known, load)

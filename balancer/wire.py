@@ -1,5 +1,8 @@
 """The contract's messages to and from what the pure modules work with."""
 
+from enum import IntEnum
+from typing import TypeVar
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from balancer.admissions import Entry
@@ -10,6 +13,8 @@ from mesh.charge import Key
 from mesh.ids import SUBSTATION_ID, substation_of
 from mesh.model import LimitSource, NotAccepting, ReportState, StopReason
 from mesh.units import kilowatts, watts
+
+W = TypeVar("W", bound=IntEnum)
 
 # What a report must say to be used at all. An absent number was not reported, which is not 0.
 _REQUIRED = (
@@ -49,7 +54,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         generated_at_ms=_millis(report.generated_at),
         rated_w=watts(report.rated_power_kw),
         limit_w=watts(report.limit_power_kw),
-        limit_source=LimitSource(report.limit_source),
+        limit_source=_word(LimitSource, report.limit_source),
         demand_w=watts(report.demand_kw),
         required_w=watts(report.required_kw),
         floor_w=watts(report.floor_kw),
@@ -60,7 +65,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         charge_points=report.charge_points,
         free_charge_points=report.free_charge_points,
         accepting=report.accepting,
-        not_accepting=NotAccepting(report.not_accepting_reason),
+        not_accepting=_word(NotAccepting, report.not_accepting_reason),
         time_scale=report.time_scale if report.HasField("time_scale") else 1.0,
         over_limit_s=report.over_limit_seconds,
     )
@@ -123,7 +128,7 @@ def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
         epoch=epoch,
         sequence=admission.sequence,
         ended_at_ms=_millis(admission.ended_at) if admission.HasField("ended_at") else None,
-        stop_reason=StopReason(admission.stop_reason),
+        stop_reason=_word(StopReason, admission.stop_reason),
         duplicate_of=admission.duplicate_of,
     )
 
@@ -144,6 +149,14 @@ def placement_message(placement: Placement) -> charging_pb2.Placement:
         eligible=placement.eligible,
         tried=placement.tried,
     )
+
+
+def _word(words: type[W], number: int) -> W:
+    """The enum's word for it; UNSPECIFIED when only a later version knows it, as in a rolling upgrade."""
+    try:
+        return words(number)
+    except ValueError:
+        return words(0)
 
 
 def _millis(time: Timestamp) -> int:

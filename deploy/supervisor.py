@@ -1,7 +1,9 @@
 """Keeps child processes alive, shows what they log, and stops them in order.
 
-A child that dies is started again after a backoff. One that exits with code 2 was told something wrong
-and would only say so again: everything stops. No child outlives the supervisor.
+A child that dies is started again after a backoff. One that exits with code 2 before it ever ran was told
+something wrong and would only say so again: everything stops. One that has run before was told right: what
+keeps it from starting now, such as a full disk, may pass, and the others go on. No child outlives the
+supervisor.
 """
 
 import asyncio
@@ -31,6 +33,8 @@ class Pace:
 
     first: float = 0.2
     most: float = 10.0
+    # A child that lived this long had started: none takes so long to find out that it was told something wrong.
+    started: float = 3.0
     # A child that lived this long did not die of its start: the backoff begins anew.
     steady: float = 30.0
     # Three stages one after the other stay within 10 s.
@@ -47,7 +51,7 @@ class Command:
 
 
 class CannotStart(Exception):
-    """A child exited with code 2: the message is its name and its own one line."""
+    """A child exited with code 2 and had never run: the message is its name and its own one line."""
 
 
 class Child:
@@ -60,6 +64,7 @@ class Child:
         self._pace = pace
         self._process: Process | None = None
         self._last_line = ""
+        self._ran = False
         self._stopping = asyncio.Event()
 
     async def keep(self) -> None:
@@ -70,11 +75,14 @@ class Child:
             code = await self._run()
             if self._stopping.is_set():
                 return
-            if code == EXIT_STARTUP:
+            if code == EXIT_STARTUP and not self._ran:
                 raise CannotStart(f"{self.name} cannot start: {self._last_line}")
-            if seconds() - started >= self._pace.steady:
+            lived, could_start = seconds() - started, code != EXIT_STARTUP
+            self._ran |= could_start and lived >= self._pace.started
+            if could_start and lived >= self._pace.steady:
                 delay = self._pace.first
-            self._say("", f"{self.name} {how_it_ended(code)}; starting it again in {delay:g} s")
+            why = "" if could_start else f" ({self._last_line})"
+            self._say("", f"{self.name} {how_it_ended(code)}{why}; starting it again in {delay:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
             delay = min(2 * delay, self._pace.most)

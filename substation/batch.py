@@ -84,11 +84,9 @@ class Batch:
             else:
                 done.set_result(None)
 
-    def copies(self, station: Station, now: int) -> Copies:
-        """The sessions as of `now`, registers included."""
+    def copies(self, station: Station) -> Copies:
+        """The sessions as they are."""
         live = {session.session_id: copy.copy(session) for session in station.sessions()}
-        for session in live.values():
-            session.meter(now, station.config.time_scale)
         changed = [live.get(name) or copy.copy(session) for name, session in self.sessions.items()]
         return Copies(list(live.values()), sorted(changed, key=lambda session: session.admission_sequence))
 

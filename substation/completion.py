@@ -64,7 +64,7 @@ class Completion:
     name = "completion"
     review_s = REVIEW_S
 
-    def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:  # noqa: ARG002
+    def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:
         needs = {claim.session_id: need(claim, limit_w) for claim in claims}
         names, spare_mj = completable(needs, limit_w)
         kept = set(names)

@@ -26,7 +26,7 @@ from substation.metrics import SubstationMetrics
 from substation.plant import Plant
 from substation.sessions import Offer, Session
 from substation.shown import Shown
-from substation.station import Station
+from substation.station import STALL_MS, Station
 
 log = structlog.get_logger()
 
@@ -205,10 +205,14 @@ class Engine:
                     self._absorb(self._station.full(session_id, now))
         self._absorb(self._station.settle())
 
-    def _tick(self) -> None:
+    def _tick(self, due_ms: int) -> None:
         self._timer = None
+        late_ms = self._clock.now_ms() - due_ms
         try:
             self._absorb(self._station.advance(self._clock.now_ms()))
+            if late_ms >= STALL_MS:
+                log.warning("the process stood still", seconds=late_ms / 1000)
+                self._tell_station(list(self._plant.read()))
         except Exception as error:
             self._break(error)
 
@@ -279,7 +283,7 @@ class Engine:
         at = self._station.next_event()
         if at is not None and not self._stopping:
             delay_ms = max(0, at - self._clock.now_ms())
-            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick, at)
 
     # --- commits ---------------------------------------------------------------------------------------
 
@@ -305,6 +309,7 @@ class Engine:
         while not (self._stopping and not self._batch):
             await self._wake.wait()
             self._wake.clear()
+            self._absorb(self._station.meter(self._clock.now_ms()))
             batch, self._batch = self._batch, Batch()
             try:
                 await self._commit(batch)
@@ -323,7 +328,7 @@ class Engine:
     async def _commit(self, batch: Batch) -> None:
         """Writes one batch, then lets out what waited for it."""
         now = self._clock.now_ms()
-        copies = batch.copies(self._station, now)
+        copies = batch.copies(self._station)
         changes = batch.changes(self._station, copies, now)
         kept = {session.session_id: session.committed_w for session in copies.live}
         raises, self._raises = self._raises, {}

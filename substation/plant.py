@@ -20,6 +20,10 @@ class Plant(Protocol):
         """After a restart: reads the meters of the sessions that were live."""
         ...
 
+    def read(self) -> list[Reading]:
+        """All meters as they are now."""
+        ...
+
     def plug_in(self, plugged: Plugged) -> None:
         """A new session's car is to be offered power from now on."""
         ...
@@ -56,6 +60,9 @@ class SimulatedPlant:
         for car in plugged:
             self._cars.plug_in(car)
         self._missed = [event for event in self._cars.advance(now) if isinstance(event, Full)]
+        return self._cars.readings()
+
+    def read(self) -> list[Reading]:
         return self._cars.readings()
 
     def plug_in(self, plugged: Plugged) -> None:

@@ -33,6 +33,7 @@ class Power:
         self._cut_ms: int | None = None
         # Until then committed power may be over the limit: the cars have their time to obey.
         self._excused_until_ms = now
+        self._resumed_until_ms = now
         self._most_w = 0
         self.over_limit_ms = 0
         self.budget = self._budget_at(now)
@@ -46,7 +47,7 @@ class Power:
 
     def resume(self, now: int) -> None:
         """After the process stood still: the cars have their time to obey what they are told only now."""
-        self._excused_until_ms = max(self._excused_until_ms, now + OBEY_MS)
+        self._resumed_until_ms = now + OBEY_MS
 
     def settle(self, live: Collection[Session], now: int) -> Settled:
         """Shares the power among the live sessions as they are."""
@@ -74,7 +75,7 @@ class Power:
 
     def account(self, since: int, to: int) -> None:
         """Adds the time over the limit from `since` to `to`, in which nothing changed."""
-        since = max(since, self._excused_until_ms)
+        since = max(since, self._excused_until_ms, self._resumed_until_ms)
         if to > since and self._most_w > self.budget.limit_w:
             self.over_limit_ms += to - since
 

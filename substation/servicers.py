@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from random import Random
 from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.status_pb2 import Status
 
 from gridmesh.v1 import (
     charging_pb2,
@@ -18,7 +18,8 @@ from gridmesh.v1 import (
     reports_pb2,
     reports_pb2_grpc,
 )
-from mesh import ids, requests, status
+from mesh import ids, requests
+from mesh.batching import charge_all
 from mesh.charge import Key
 from mesh.clock import Clock, seconds
 from mesh.errors import InvalidRequest, MeshError, NotFound, Unavailable, Violation
@@ -30,7 +31,6 @@ from substation.sessions import Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_MAX_BATCH = 1_000
 _COALESCE_S = 0.02
 _SNAPSHOT_CHUNK = 200
 _WATCH_S = 1.0
@@ -80,29 +80,18 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
-        if len(request.items) > _MAX_BATCH:
-            raise InvalidRequest(Violation("items", f"must be at most {_MAX_BATCH}"))
-        tasks = [asyncio.create_task(self._item(index, item)) for index, item in enumerate(request.items)]
-        try:
-            pending = set(tasks)
-            while pending:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                yield charging_pb2.ChargeBatchResponse(outcomes=[task.result() for task in done])
-        finally:
-            for task in tasks:
-                task.cancel()
+        async with aclosing(charge_all(request, context.time_remaining(), self._charge_item)) as responses:
+            async for response in responses:
+                yield response
 
-    async def _item(self, index: int, item: charging_pb2.ChargeBatchItem) -> charging_pb2.ChargeBatchOutcome:
-        timeout = _seconds(item.timeout) if item.HasField("timeout") else None
+    async def _charge_item(
+        self, item: charging_pb2.ChargeBatchItem, timeout_s: float | None
+    ) -> charging_pb2.ChargeResponse:
         try:
-            async with asyncio.timeout(timeout):
-                response = await self._charge(item.request)
+            async with asyncio.timeout(timeout_s):
+                return await self._charge(item.request)
         except TimeoutError:
-            late = Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the item's timeout passed; repeat it", 1000)
-            return charging_pb2.ChargeBatchOutcome(index=index, status=_status(late))
-        except MeshError as error:
-            return charging_pb2.ChargeBatchOutcome(index=index, status=_status(error))
-        return charging_pb2.ChargeBatchOutcome(index=index, response=response)
+            raise Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the item's timeout passed; repeat it", 1_000) from None
 
     async def GetSession(
         self, request: charging_pb2.GetSessionRequest, context: Context
@@ -325,7 +314,3 @@ def _chunks(sessions: list[Session]) -> Iterable[list[Session]]:
 
 def _seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
-
-
-def _status(error: MeshError) -> Status:
-    return status.to_status(error)

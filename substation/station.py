@@ -92,8 +92,6 @@ class Station:
         self._sequence = 0
         self._admission_sequence = 0
         self._renew_ms: int | None = None
-        # Up to when all that was due is handled.
-        self._passed_ms: int | None = None
         self._commitments: tuple[object, ...] = ()
         self._restore(memory, now)
 
@@ -212,7 +210,7 @@ class Station:
 
     def confirmed(self, session_id: str, number: int, now: int) -> list[Event]:
         """The car acts on this offer: what it was offered before is free."""
-        self._pass_once_to(now)
+        self._pass_to(now)
         if session := self._live.get(session_id):
             session.meter(now, self.config.time_scale)
             session.confirm(number)
@@ -220,7 +218,7 @@ class Station:
 
     def measured(self, session_id: str, power_w: int, register_mj: int, now: int) -> list[Event]:
         """A meter reading: power drawn and energy since plug-in. The register never goes back."""
-        self._pass_once_to(now)
+        self._pass_to(now)
         session = self._live.get(session_id)
         if session is None:
             return self._take()
@@ -253,6 +251,16 @@ class Station:
         """Shares the power among the sessions as they are now."""
         self._settle()
         return self._take()
+
+    def meter(self, now: int) -> list[Event]:
+        """Carries all registers to `now`, to be kept and shown."""
+        self._pass_to(now)
+        self._carry_registers()
+        return self._take()
+
+    def _carry_registers(self) -> None:
+        for session in self._live.values():
+            session.meter(self._now, self.config.time_scale)
 
     def next_event(self) -> int | None:
         """When something happens by itself next, in wall milliseconds."""
@@ -382,24 +390,20 @@ class Station:
             self._resume(now)
         while (at := self.next_event()) is not None and at <= now:
             self._account(at)
-            self._handle_due(at)
+            self._handle_due(max(at, self._now))
             self._settle()
         self._account(now)
-        self._passed_ms = now
-
-    def _pass_once_to(self, now: int) -> None:
-        """As `_pass_to`, for what cars say: many of them at one time, which is looked through once."""
-        if now != self._passed_ms:
-            self._pass_to(now)
 
     def _resume(self, now: int) -> None:
         """The process stood still: it has neither sent nor heard anything, so it must not judge by that.
 
-        What was not sent then is not sent in the past: leases have lapsed, as the cars know.
+        What was due then is done now. What flowed then the meters will say: no register is carried over it.
         """
-        self._renew_ms = None if self._renew_ms is None else max(self._renew_ms, now)
+        self._carry_registers()
+        self._now = now
         self._power.resume(now)
         for session in self._live.values():
+            session.metered_ms = now
             if session.obey_by_ms is not None:
                 session.obey_by_ms = max(session.obey_by_ms, now + draw.OBEY_MS)
 
@@ -451,6 +455,7 @@ class Station:
         """Offers every grant again before its lease is over, and every cut that the car has not confirmed."""
         self._renew_ms = None
         for session in self._live.values():
+            session.meter(now, self.config.time_scale)
             session.lapse(now)
             if session.granted_w > 0 or session.held_w > 0:
                 self._offer(session)

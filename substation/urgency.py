@@ -62,7 +62,7 @@ class LeastLaxity:
     name = "least_laxity"
     review_s = REVIEW_S
 
-    def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:  # noqa: ARG002
+    def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:
         spare = {claim.session_id: spare_ms(claim, limit_w) for claim in claims}
         ordered = sorted(claims, key=lambda c: (spare[c.session_id], c.started_ms, c.session_id))
         return by_order(ordered, limit_w, lambda c: spare[c.session_id] < TIGHT_MS)
@@ -74,6 +74,6 @@ class EarliestDeadline:
     name = "earliest_deadline"
     review_s = REVIEW_S
 
-    def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:  # noqa: ARG002
+    def share(self, claims: Sequence[Claim], limit_w: int, turn_over: bool) -> dict[str, int]:
         ordered = sorted(claims, key=lambda c: (c.left_ms, c.started_ms, c.session_id))
         return by_order(ordered, limit_w, lambda c: spare_ms(c, limit_w) < TIGHT_MS)

@@ -110,13 +110,22 @@ def test_a_key_whose_session_was_replaced_by_another_is_taken_from_a_reply() -> 
     assert index.find(key(1)) == Whereabouts(session("a", 77), "a")
 
 
+def test_a_snapshot_with_entries_that_could_not_be_read_forgets_nothing() -> None:
+    index = index_of("a")
+    index.change("a", NOW, 1, [entry(1, sequence=1)])
+    index.snapshot("a", [entry(2, epoch=NOW + 1, sequence=2)])
+    assert index.snapshot_end("a", NOW + 1, 2, whole=False) == [key(2)]
+    assert index.holds("a", key(1))
+    assert index.holds("a", key(2))
+
+
 def test_of_two_live_sessions_the_one_with_the_highest_attempt_survives() -> None:
     index = index_of("a", "b")
     index.change("a", NOW, 1, [entry(1, "a", attempt_id=attempt_id(20))])
     index.change("b", NOW, 1, [entry(1, "b", attempt_id=attempt_id(30))])
     assert index.find(key(1)) == Whereabouts(session("b", 1), "b")
     assert list(index.duplicates([key(1), key(2)])) == [
-        Duplicate(session("a", 1), "a", session("b", 1), attempt_id(30)),
+        Duplicate(key(1), session("a", 1), "a", session("b", 1), attempt_id(30)),
     ]
 
 

@@ -27,6 +27,7 @@ from balancer.attempt import (
     Unreached,
 )
 from balancer.desk import Desk, Doubt, Fenced, Found
+from balancer.view import HOLD_MS
 from mesh import errors
 from mesh.charge import Charge
 from mesh.errors import InvalidRequest, MeshError, PreconditionFailed, Unavailable, Violation
@@ -176,7 +177,7 @@ def test_an_unreached_substation_counts_as_a_failure_and_costs_no_budget() -> No
     attempt.begin(NOW)
     assert attempt.after(Unreached(), NOW) == Ask("b:1", "b")
     error = failure(attempt.after(Unreached(), NOW))
-    assert error.reason is ErrorReason.SUBSTATION_UNREACHABLE
+    assert error.reason is ErrorReason.NO_SUBSTATION
     assert reserved(desk) == 0
 
 
@@ -243,11 +244,11 @@ def test_a_fence_lets_the_next_best_be_asked() -> None:
     assert desk.doubts == {}
 
 
-def test_a_fence_and_nobody_else_says_whom_the_call_could_not_reach() -> None:
+def test_a_fence_and_nobody_else_says_that_nobody_can_be_asked() -> None:
     desk = desk_of(load("a"))
     attempt, doubt = in_doubt(desk)
     desk.settle(doubt, Fenced(), NOW)
-    assert failure(attempt.after(Fenced(), NOW)).reason is ErrorReason.SUBSTATION_UNREACHABLE
+    assert failure(attempt.after(Fenced(), NOW)).reason is ErrorReason.NO_SUBSTATION
 
 
 def test_a_session_found_of_this_attempt_is_the_answer() -> None:
@@ -323,6 +324,15 @@ def test_a_snapshot_of_a_later_life_with_the_key_finds_the_session() -> None:
     desk.snapshot("a", [entry(0, epoch=NOW + 1)])
     settled, _ = desk.snapshot_end("a:1", "a", NOW + 1, 1, NOW)
     assert [(one.doubt, one.outcome) for one in settled] == [(doubt, Found(None, session("a")))]
+
+
+def test_a_snapshot_with_entries_that_could_not_be_read_proves_no_absence() -> None:
+    desk = two()
+    _, doubt = in_doubt(desk)
+    desk.snapshot("a", [entry(1, epoch=NOW + 1)])
+    settled, keys = desk.snapshot_end("a:1", "a", NOW + 1, 1, NOW, whole=False)
+    assert (settled, keys) == ([], [key(1)])
+    assert desk.doubts == {key(): doubt}
 
 
 def test_a_snapshot_proves_nothing_when_the_life_that_was_asked_is_not_certain() -> None:
@@ -421,6 +431,17 @@ def test_two_live_sessions_of_a_key_are_reported_once_both_are_known() -> None:
     desk.snapshot_end("a:1", "a", NOW, 0, NOW)
     _, keys = desk.changes("a:1", "a", NOW, 1, [entry(0, "a", attempt_id=attempt_id(9))], NOW)
     assert [one.session_id for one in desk.duplicates(keys)] == [session("b")]
+
+
+def test_a_report_held_back_long_enough_counts_for_the_next_pick() -> None:
+    desk = two()
+    desk.snapshot_end("a:1", "a", NOW, 0, NOW)
+    attempt_of(desk).begin(NOW)
+    desk.reported("a:1", load("a", sequence=2, admission_sequence=9, demand_w=90_000), NOW + 1)
+    assert attempt_of(desk, 1).begin(NOW + 2) == Ask("a:1", "a"), "the report is ahead of the admissions"
+    desk.reported("b:1", load("b", sequence=2, demand_w=40_000), NOW + 3)
+    later = NOW + 1 + HOLD_MS
+    assert attempt_of(desk, 2).begin(later) == Ask("b:1", "b")
 
 
 # --- given up ----------------------------------------------------------------------------------------

@@ -1,26 +1,31 @@
 """Faults of the transport that a real substation cannot be told to make: lost replies and silence."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from balancer import wire
+from balancer.admissions import Duplicate
 from balancer.changes import Changes
 from balancer.desk import Desk
 from balancer.metrics import BalancerMetrics, ViewCollector
 from balancer.peers import Peer, Peers
 from balancer.router import Router
-from balancer.subscriptions import Subscription, Subscriptions
+from balancer.subscriptions import Backoff, Subscription, Subscriptions
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, reports_pb2_grpc
+from mesh.charge import Key
 from mesh.clock import SystemClock
 from mesh.errors import MeshError
 from mesh.interceptors import Context
 from mesh.model import ErrorReason, ReportState
-from tests.balancer.makers import key, load, session
+from tests.balancer.makers import attempt_id, entry, key, load, session
 
 INTERVAL_MS = 100
 
@@ -76,6 +81,11 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         self.resolvable = asyncio.Event()
         self.resolvable.set()
         self.resolved = 0
+        # Sent after the snapshot's end, one message each, by every stream.
+        self.news: list[reports_pb2.StreamAdmissionsResponse] = []
+        self.followed: list[reports_pb2.StreamAdmissionsRequest] = []
+        self.refuses_to_end = False
+        self.asked_to_end: list[reports_pb2.EndDuplicateRequest] = []
 
     async def StreamLoadReports(  # noqa: N802
         self, request: reports_pb2.StreamLoadReportsRequest, context: Context
@@ -91,9 +101,12 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
     async def StreamAdmissions(  # noqa: N802
         self, request: reports_pb2.StreamAdmissionsRequest, context: Context
     ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
+        self.followed.append(request)
         yield reports_pb2.StreamAdmissionsResponse(
             phase=reports_pb2.ADMISSION_PHASE_SNAPSHOT_END, position=reports_pb2.AdmissionPosition(epoch=1)
         )
+        for message in self.news:
+            yield message
         await asyncio.Event().wait()
 
     async def ResolveCharge(  # noqa: N802
@@ -111,6 +124,9 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
     async def EndDuplicate(  # noqa: N802
         self, request: reports_pb2.EndDuplicateRequest, context: Context
     ) -> reports_pb2.EndDuplicateResponse:
+        self.asked_to_end.append(request)
+        if self.refuses_to_end:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this attempt is the higher")
         return reports_pb2.EndDuplicateResponse()
 
 
@@ -157,6 +173,24 @@ class Balancer:
         return await self.router.charge(request, timeout_s)
 
 
+def news(*session_ids: str, stop_reason: int = 0) -> reports_pb2.StreamAdmissionsResponse:
+    """Admissions of request-0, request-1 and so on, with these sessions."""
+    return reports_pb2.StreamAdmissionsResponse(
+        phase=reports_pb2.ADMISSION_PHASE_CHANGES,
+        position=reports_pb2.AdmissionPosition(epoch=1, sequence=len(session_ids)),
+        admissions=[
+            reports_pb2.Admission(
+                sequence=number + 1,
+                owner=key().owner,
+                request_id=key(number).request_id,
+                session_id=session_id,
+                stop_reason=stop_reason,  # type: ignore[arg-type]  # also numbers that this version does not know
+            )
+            for number, session_id in enumerate(session_ids)
+        ],
+    )
+
+
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Waits for a condition, and fails when it does not come true."""
     async with asyncio.timeout(timeout_s):
@@ -183,15 +217,22 @@ async def b() -> AsyncIterator[Substation]:
     await substation.server.stop(0)
 
 
-@pytest.fixture
-async def balancer(a: Substation, b: Substation) -> AsyncIterator[Balancer]:
-    balancer = Balancer(a, b)
+@asynccontextmanager
+async def running(*substations: Substation) -> AsyncIterator[Balancer]:
+    """A balancer that follows them."""
+    balancer = Balancer(*substations)
     balancer.subscriptions.start()
     await balancer.subscriptions.first_reports(5)
     yield balancer
     await balancer.router.stop(1)
     await balancer.subscriptions.stop()
     await balancer.peers.close()
+
+
+@pytest.fixture
+async def balancer(a: Substation, b: Substation) -> AsyncIterator[Balancer]:
+    async with running(a, b) as balancer:
+        yield balancer
 
 
 async def test_a_reply_that_is_lost_after_the_commit_is_found_and_answered(
@@ -313,3 +354,198 @@ async def test_the_metrics_tell_of_picks_states_and_reservations(balancer: Balan
     await until(lambda: sample("balancer_reserved_watts", {"substation": "a"}) == 0)
     assert sample("balancer_tries_total", {"result": "replied"}) == 1
     assert (sample("balancer_report_age_seconds", {"substation": "a"}) or 0) < 3
+
+
+# --- what one message must not do -----------------------------------------------------------------------
+
+
+def fails_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """The first call of that method raises."""
+    method, calls = getattr(owner, name), iter([ZeroDivisionError("nobody foresaw this")])
+
+    def failing(*args: Any, **named: Any) -> Any:  # noqa: ANN401
+        for defect in calls:
+            raise defect
+        return method(*args, **named)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+async def test_an_admission_of_a_later_version_or_broken_costs_no_other_one(a: Substation) -> None:
+    a.reports.news = [news(session("a"), "nowhere"), news(session("a"), "nowhere", session("a", 2), stop_reason=99)]
+    with capture_logs() as lines:
+        async with running(a) as balancer:
+            await until(lambda: balancer.desk.index.holds("a", key(2)))
+            assert balancer.desk.index.holds("a", key(0))
+            assert not balancer.desk.index.holds("a", key(1))
+            assert balancer.state(a) is ReportState.FRESH
+            assert (a.reports.streams, len(a.reports.followed)) == (1, 1)
+    ignored = [line for line in lines if line["event"] == "admissions ignored"]
+    assert [(line["substation"], line["address"], line["count"]) for line in ignored] == [("a", a.address, 1)] * 2
+
+
+async def test_a_message_that_cannot_be_processed_ends_no_more_than_its_stream(
+    a: Substation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a.reports.news = [news(session("a"))]
+    balancer = Balancer(a)
+    fails_once(monkeypatch, balancer.desk, "changes")
+    with capture_logs() as lines:
+        balancer.subscriptions.start()
+        await until(lambda: balancer.desk.index.holds("a", key(0)))
+        assert balancer.state(a) is ReportState.FRESH
+        await balancer.subscriptions.stop()
+        await balancer.peers.close()
+    assert [one.HasField("after") for one in a.reports.followed] == [False, False], "what was half done is not resumed"
+    [defect] = [line for line in lines if line["log_level"] == "error"]
+    assert (defect["substation"], defect["address"], defect["stream"]) == ("a", a.address, "admissions")
+    assert isinstance(defect["exc_info"], ZeroDivisionError)
+
+
+async def test_a_report_that_cannot_be_processed_is_not_the_last(
+    a: Substation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balancer = Balancer(a)
+    fails_once(monkeypatch, balancer.desk, "reported")
+    balancer.subscriptions.start()
+    await until(lambda: balancer.state(a) is ReportState.FRESH)
+    assert a.reports.streams == 2
+    await balancer.subscriptions.stop()
+    await balancer.peers.close()
+
+
+def test_a_message_that_comes_again_and_again_is_met_later_and_later() -> None:
+    backoff = Backoff(Random(1))
+    pauses = []
+    for _ in range(7):
+        backoff.heard()
+        backoff.failed()
+        pauses.append(backoff.next())
+    ceilings = (1, 2, 4, 8, 16, 30, 30)
+    assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(pauses, ceilings, strict=True))
+
+
+async def test_a_doubt_is_settled_although_its_settling_met_a_defect(
+    balancer: Balancer, a: Substation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a.charging.lose_after = True
+    fails_once(monkeypatch, balancer.desk, "settle")
+    with capture_logs() as lines:
+        response = await balancer.charge()
+    assert response.session.session_id == session("a")
+    assert not balancer.desk.doubts
+    [defect] = [line for line in lines if line["log_level"] == "error"]
+    assert defect["substation"] == "a"
+
+
+# --- duplicates -----------------------------------------------------------------------------------------
+
+
+def two_sessions(balancer: Balancer, survivor_attempt: int) -> None:
+    """Of request-0: one on `a`, and one of a later attempt on `b`."""
+    balancer.desk.index.replied(entry(0, "a", attempt_id=attempt_id(1)))
+    balancer.desk.index.change("b", 1, 9, [entry(0, "b", sequence=9, epoch=1, attempt_id=attempt_id(survivor_attempt))])
+
+
+async def test_a_duplicate_is_ended_for_the_survivor_of_the_moment(
+    balancer: Balancer, a: Substation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: balancer.desk.index.position("b") is not None)
+    scanned: list[int] = []
+    duplicates = balancer.desk.duplicates
+
+    def spy(keys: list[Key]) -> Iterator[Duplicate]:
+        scanned.append(len(keys))
+        return duplicates(keys)
+
+    monkeypatch.setattr(balancer.desk, "duplicates", spy)
+    a.reports.refuses_to_end = True
+    two_sessions(balancer, 2)
+    with capture_logs() as lines:
+        balancer.router.settled([], [key(number) for number in range(1_000)])
+        await until(lambda: len(a.reports.asked_to_end) >= 3)
+        two_sessions(balancer, 3)
+        a.reports.refuses_to_end = False
+        await until(lambda: not balancer.router._ending)
+    assert [line["event"] for line in lines] == ["duplicate not ended", "duplicate ended"]
+    assert (lines[-1]["substation"], lines[-1]["address"]) == ("a", a.address)
+    assert a.reports.asked_to_end[0].survivor_attempt_id == attempt_id(2)
+    assert a.reports.asked_to_end[-1].survivor_attempt_id == attempt_id(3)
+    assert scanned == [1_000] + [1] * (len(scanned) - 1), "a retry looks at its own key"
+
+
+# --- what an operator reads -----------------------------------------------------------------------------
+
+
+def told(lines: Any, *events: str) -> list[tuple[str, str, str]]:  # noqa: ANN401
+    return [(line["event"], line["substation"], line["address"]) for line in lines if line["event"] in events]
+
+
+async def test_the_states_of_a_substation_are_told_once_each(a: Substation) -> None:
+    with capture_logs() as lines:
+        async with running(a) as balancer:
+            a.reports.silent = True
+            await until(lambda: a.reports.streams >= 3)
+            await until(lambda: balancer.state(a) is ReportState.GONE)
+            await until(lambda: bool(told(lines, "substation gone")))
+            a.reports.silent = False
+            await until(lambda: len(told(lines, "substation fresh")) == 2)
+    events = ("substation fresh", "substation stale", "substation gone")
+    assert told(lines, *events) == [
+        (f"substation {state}", "a", a.address) for state in ("fresh", "stale", "gone", "fresh")
+    ]
+    stale, gone = [line for line in lines if line["event"] in {"substation stale", "substation gone"}]
+    assert (stale["why"], gone["why"]) == ("silent", "silent")
+    assert 0.3 <= stale["report_age_s"] < gone["report_age_s"]
+    reports = [line for line in lines if line.get("stream") == "load reports"]
+    assert [(line["event"], line["substation"]) for line in reports] == [
+        ("stream ended", "a"),
+        ("stream came back", "a"),
+    ], "tries that end as the last one did are no news"
+
+
+async def test_an_address_that_never_reported_is_told_once() -> None:
+    silent = Substation("a")
+    with capture_logs() as lines:
+        other = Balancer(silent)
+        other.subscriptions.start()
+        await until(lambda: bool(lines))
+        await other.subscriptions.stop()
+        await other.peers.close()
+    assert [(line["event"], line["address"]) for line in lines] == [("no report from this address yet", silent.address)]
+
+
+async def test_a_new_life_of_a_substation_is_told(a: Substation) -> None:
+    with capture_logs() as lines:
+        async with running(a) as balancer:
+            balancer.desk.reported(a.address, load("a", epoch=2), balancer.clock.now_ms())
+            await until(lambda: bool(told(lines, "substation restarted")))
+    assert told(lines, "substation restarted") == [("substation restarted", "a", a.address)]
+
+
+async def test_a_doubt_is_told_when_it_opens_and_when_it_is_settled(balancer: Balancer, a: Substation) -> None:
+    a.charging.lose_before = True
+    with capture_logs() as lines:
+        await balancer.charge()
+    opened, settled = [line for line in lines if line["event"].startswith("doubt ")]
+    for line in (opened, settled):
+        assert (line["substation"], line["address"], line["request_id"]) == ("a", a.address, key().request_id)
+        assert line["attempt"] == a.charging.attempts[0].attempt_id
+    assert (opened["event"], settled["event"]) == ("doubt opened", "doubt settled")
+    assert (settled["outcome"], settled["by"]) == ("fenced", "asking")
+    assert settled["after_s"] < 5
+
+
+async def test_an_ejection_and_its_end_are_told_once_each(balancer: Balancer, a: Substation) -> None:
+    a.charging.lose_before = True
+    with capture_logs() as lines:
+        for number in range(8):
+            await balancer.charge(number)
+        a.charging.lose_before = False
+        numbers = iter(range(8, 1_000))
+        async with asyncio.timeout(10):
+            while not told(lines, "substation back in"):
+                await balancer.charge(next(numbers))
+                await asyncio.sleep(0.05)
+    events = ("substation ejected", "substation back in")
+    assert told(lines, *events) == [(event, "a", a.address) for event in events]

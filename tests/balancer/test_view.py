@@ -174,6 +174,17 @@ def test_a_report_is_not_held_back_for_longer_than_the_limit() -> None:
     assert view["a:1"].demand_w == 83_000
 
 
+def test_a_tick_applies_what_was_held_back_for_the_limit() -> None:
+    view = view_of_one()
+    view.caught_up("a:1", NOW, 0, NOW)
+    view.reserve("a:1", key(1), 11_000, NOW)
+    view.report("a:1", load(sequence=2, admission_sequence=1, demand_w=50_000), NOW)
+    view.tick(NOW + HOLD_MS - 1)
+    assert view["a:1"].demand_w == 11_000
+    view.tick(NOW + HOLD_MS)
+    assert view["a:1"].demand_w == 61_000
+
+
 def test_a_held_report_counts_as_heard() -> None:
     view = view_of_one()
     view.caught_up("a:1", NOW, 0, NOW)

@@ -64,7 +64,7 @@ async def test_a_child_that_dies_is_started_again_later_and_later() -> None:
     said = Said()
 
     async def tried_five_times() -> bool:
-        return len(said.by("a")) >= 5
+        return said.by("a").count("up") >= 5
 
     async with supervised(said, [child("a", "print('up'); raise SystemExit(3)")]):
         await eventually(tried_five_times, 20)
@@ -77,7 +77,7 @@ async def test_a_child_that_lived_long_is_started_again_at_once() -> None:
     said = Said()
 
     async def tried_three_times() -> bool:
-        return len(said.by("a")) >= 3
+        return said.by("a").count("up") >= 3
 
     async with supervised(said, [child("a", "print('up')")], pace=Pace(first=0.02, most=1, steady=0)):
         await eventually(tried_three_times, 20)
@@ -90,6 +90,49 @@ async def test_a_child_that_was_told_something_wrong_stops_everything() -> None:
     with pytest.raises(CannotStart, match=r"^b cannot start: b: B_PORT=x is not a whole number$"):
         await asyncio.wait_for(supervise([[child("a", SERVES)], [wrong]], said.say, asyncio.Event(), QUICK), 20)
     assert said.by("") == []
+
+
+RUNS_ONCE = """
+import pathlib, sys
+marker = pathlib.Path(sys.argv[1])
+if marker.exists():
+    print("a: the disk is full", flush=True)
+    sys.exit(2)
+marker.touch()
+print("up", flush=True)
+{then}
+"""
+
+
+def runs_once(tmp_path: Path, then: str) -> Command:
+    """Comes up once, and says that it cannot start at every later start."""
+    return Command("a", (sys.executable, "-c", RUNS_ONCE.format(then=then), str(tmp_path / "marker")), {})
+
+
+async def test_a_child_that_has_run_is_started_again_whatever_it_says_then(tmp_path: Path) -> None:
+    said = Said()
+    again = "a exited with code 2 (a: the disk is full); starting it again in 0.04 s"
+    quick = Pace(first=0.02, most=0.08, started=0.1, steady=30, stop=5)
+    child_a = runs_once(tmp_path, then="import time; time.sleep(0.3); sys.exit(1)")
+    async with supervised(said, [child_a], [child("b", SERVES)], pace=quick):
+        await eventually(has(said, "", again), 20)
+        await eventually(has(said, "", again.replace("0.04", "0.08")), 20)
+        assert "bye" not in said.by("b")
+
+
+async def test_a_child_that_died_of_its_first_start_has_not_run(tmp_path: Path) -> None:
+    said = Said()
+    with pytest.raises(CannotStart, match=r"^a cannot start: a: the disk is full$"):
+        await asyncio.wait_for(
+            supervise([[runs_once(tmp_path, then="sys.exit(1)")]], said.say, asyncio.Event(), QUICK), 20
+        )
+
+
+async def test_a_child_that_takes_long_to_say_that_it_cannot_start_has_not_run() -> None:
+    said = Said()
+    slow = child("a", "import sys, time; time.sleep(0.3); print('wrong'); sys.exit(2)")
+    with pytest.raises(CannotStart, match=r"^a cannot start: wrong$"):
+        await asyncio.wait_for(supervise([[slow]], said.say, asyncio.Event(), Pace(started=0.1)), 20)
 
 
 async def test_a_child_that_does_not_stop_is_killed() -> None:

@@ -100,6 +100,8 @@ class Rig:
         """The process stands still: the cars go on under the leases that they hold, and are heard only afterwards."""
         self.now += round(seconds * 1000)
         self._turn()
+        self._tell(list(self.cars.readings()))
+        self.settle()
 
     def registers(self) -> dict[str, int]:
         """What the meters say now, by session."""

@@ -1,0 +1,154 @@
+"""What an operator reads of the substations: one line per change, each with substation id and address.
+
+Whoever may have changed something, or lets time pass, calls `look`; it writes nothing when nothing changed.
+"""
+
+from collections.abc import Hashable
+
+import structlog
+
+from balancer.desk import Desk, Doubt, Fenced, Found
+from balancer.view import LoadView
+from mesh.clock import seconds
+from mesh.model import ReportState
+
+log = structlog.get_logger()
+
+# Enough of a request_id to find its other lines.
+_ID_CHARS = 40
+
+
+class News:
+    """Tells a line that says something new from one that says what the last one said."""
+
+    def __init__(self) -> None:
+        self._last: Hashable = None
+
+    def is_new(self, said: Hashable) -> bool:
+        new, self._last = said != self._last, said
+        return new
+
+
+class ReportJournal:
+    """How current the reports of one address are, and whose they are."""
+
+    def __init__(self, view: LoadView, address: str) -> None:
+        self._view = view
+        self._address = address
+        self._state = ReportState.NEVER_REPORTED
+        self._heard_ms: int | None = None
+        # (substation id, epoch) of the last report.
+        self._life: tuple[str, int] | None = None
+
+    def look(self, now: int, why: str) -> None:
+        """`why` is what is known of the cause when reports are missing."""
+        self._look_who_reports()
+        known = self._view[self._address]
+        state, before = self._view.state(known, now), self._state
+        silent_since_ms, self._state = self._heard_ms, state
+        self._heard_ms = known.received_ms
+        if state is before:
+            return
+        line = log.bind(substation=known.substation_id, address=self._address, was=before.name.lower())
+        if state is ReportState.FRESH:
+            silent_s = {} if silent_since_ms is None else {"silent_s": _to_seconds(now - silent_since_ms)}
+            line.info("substation fresh", **silent_s)
+        elif known.received_ms is not None:
+            age_s = _to_seconds(now - known.received_ms)
+            line.warning(f"substation {state.name.lower()}", report_age_s=age_s, why=why)
+
+    def _look_who_reports(self) -> None:
+        load = self._view[self._address].load
+        if load is None or self._life == (load.substation_id, load.epoch):
+            return
+        before, self._life = self._life, (load.substation_id, load.epoch)
+        line = log.bind(substation=load.substation_id, address=self._address, epoch=load.epoch)
+        if before is None:
+            return  # that it is fresh says so
+        if before[0] == load.substation_id:
+            line.info("substation restarted")
+        else:
+            line.warning("another substation answers at this address", before=before[0])
+
+
+class StreamJournal:
+    """The ends of one stream and its returns. A try that ends as the last one did is no news."""
+
+    def __init__(self, view: LoadView, address: str, what: str) -> None:
+        self._view = view
+        self._address = address
+        self._what = what
+        self._defects = News()
+        self._down_since = 0.0
+        # Why it is down; empty while it is up, and before the first try has ended.
+        self.why = ""
+
+    def heard(self) -> None:
+        """A message came that could be used."""
+        if self.why:
+            self.why = ""
+            self._line().info("stream came back", after_s=round(seconds() - self._down_since, 3))
+
+    def ended(self, why: str) -> None:
+        if not self.why:
+            self._down_since = seconds()
+        if why != self.why:
+            self.why = why
+            self._line().info("stream ended", why=why)
+
+    def failed(self, defect: Exception) -> None:
+        """An exception that nobody foresaw. Its stack is shown once."""
+        if self._defects.is_new(repr(defect)):
+            self._line().error("a message could not be processed; the stream is opened anew", exc_info=defect)
+
+    def _line(self) -> structlog.typing.FilteringBoundLogger:
+        bound: structlog.typing.FilteringBoundLogger = log.bind(
+            substation=self._view[self._address].substation_id, address=self._address, stream=self._what
+        )
+        return bound
+
+
+class EjectionJournal:
+    """Who is left out because calls to it fail."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        # Address, and since when.
+        self._out: dict[str, int] = {}
+
+    def look(self, address: str, now: int) -> None:
+        """After a call there has ended."""
+        ejected = self._desk.ejections.ejected(address)
+        if ejected == (address in self._out):
+            return
+        line = log.bind(substation=self._desk.view[address].substation_id, address=address)
+        if ejected:
+            self._out[address] = now
+            line.warning("substation ejected", probe_in_s=_to_seconds(self._desk.ejections.wait_ms(address, now)))
+        else:
+            line.info("substation back in", out_s=_to_seconds(now - self._out.pop(address)))
+
+
+def doubt_opened(doubt: Doubt) -> None:
+    """A substation was asked for a session, and what became of that is not known."""
+    _of(doubt).warning("doubt opened")
+
+
+def doubt_settled(doubt: Doubt, outcome: Found | Fenced, by: str, after_s: float) -> None:
+    """It is known again, and nobody is kept from being asked."""
+    what = {"outcome": "fenced"} if isinstance(outcome, Fenced) else {"outcome": "found", "session": outcome.session_id}
+    _of(doubt).info("doubt settled", **what, by=by, after_s=round(after_s, 3))
+
+
+def _of(doubt: Doubt) -> structlog.typing.FilteringBoundLogger:
+    bound: structlog.typing.FilteringBoundLogger = log.bind(
+        request_id=doubt.key.request_id[:_ID_CHARS],
+        substation=doubt.substation_id,
+        address=doubt.address,
+        attempt=doubt.attempt_id,
+    )
+    return bound
+
+
+def _to_seconds(ms: int) -> float:
+    return round(ms / 1000, 1)
