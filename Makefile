@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/gridmesh/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test rush-hour check lint types contract protos drift unit requirements clean
+.PHONY: help run test rush-hour bench check lint types contract protos drift unit requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,13 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@$(BIN)/python -m pip install --quiet --require-hashes --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+.venv-bench/.bench: requirements-bench.txt
+	@echo "setting up .venv-bench for the benchmarks (once)"
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --require-hashes --disable-pip-version-check -r requirements-bench.txt
+	@.venv-bench/bin/python deploy/source_roots.py
+	@touch $@
+
 # --- use -----------------------------------------------------------------------------------------
 
 run: $(VENV)/.run ## three substations, a balancer and a gateway on loopback; Ctrl-C drains
@@ -33,6 +40,9 @@ run: $(VENV)/.run ## three substations, a balancer and a gateway on loopback; Ct
 
 rush-hour: $(VENV)/.run ## 30 equal cars in 3 s through a running gateway, and where they went
 	@$(BIN)/python -m fleet rush-hour
+
+bench: .venv-bench/.bench ## the tables in benchmarks/README.md, made anew (an hour and more)
+	@.venv-bench/bin/python -m benchmarks.tables
 
 # --- tests ---------------------------------------------------------------------------------------
 
@@ -61,9 +71,9 @@ protos: $(VENV)/.dev ## regenerate generated/ from protos/
 	@$(BIN)/python deploy/protos.py write
 
 requirements: ## compile requirements*.in into hashed requirements*.txt (needs uv)
-	@for set in requirements requirements-dev; do \
+	@for set in requirements requirements-dev requirements-bench; do \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url --no-emit-find-links $$set.in -o $$set.txt; done
 
 clean: ## remove what set-up and runs made (not the ledgers in data/)
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	@rm -rf $(VENV) .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -32,12 +32,14 @@ def completable(needs: dict[str, Need], limit_w: int) -> tuple[list[str], int]:
     One sweep over time. `level` is what must have flowed by then, `slope` the power at which it grows.
     """
     kept = {name: need for name, need in needs.items() if need.spare_ms >= -_TOLERANCE_MS}
-    edges = [(n.left_ms, 0, name) for name, n in kept.items()]
-    edges += [(max(0, n.spare_ms), 1, name) for name, n in kept.items()]
+    spans = [(max(0, n.spare_ms), n.left_ms, name) for name, n in kept.items()]
+    edges = sorted(
+        edge for start, end, name in spans if start < end for edge in ((start, True, name), (end, False, name))
+    )
     charging: set[str] = set()
     level = slope = at = 0
     tightest: int | None = None
-    for t, starts, name in sorted(edges):
+    for t, starts, name in edges:
         level += slope * (t - at)
         at = t
         if name not in kept:
@@ -49,13 +51,18 @@ def completable(needs: dict[str, Need], limit_w: int) -> tuple[list[str], int]:
         slope -= kept[name].max_w
         charging.discard(name)
         while level > limit_w * t:
-            worst = max(kept, key=lambda name: (kept[name].at_latest_mj(t), name))
-            level -= kept[worst].at_latest_mj(t)
+            worst = max(kept, key=lambda name: (_swept_mj(kept[name], t), name))
+            level -= _swept_mj(kept[worst], t)
             slope -= kept[worst].max_w if worst in charging else 0
             charging.discard(worst)
             del kept[worst]
         tightest = limit_w * t - level if tightest is None else min(tightest, limit_w * t - level)
     return list(kept), tightest or 0
+
+
+def _swept_mj(need: Need, t: int) -> int:
+    """Its part of the level: as `at_latest_mj`, but that what rounding takes from its time to spare is let go."""
+    return need.max_w * max(0, min(t, need.left_ms) - max(0, need.spare_ms))
 
 
 class Completion:

@@ -1,0 +1,1 @@
+"""The production view, picker, station and sharing on a seeded virtual clock in milliseconds."""

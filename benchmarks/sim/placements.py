@@ -1,0 +1,110 @@
+"""Rules that say where a car goes, on what the sites report at that moment. A site that it cannot fit is left out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from benchmarks.sim.site import Site
+from mesh.charge import Charge
+from mesh.outlook import GRID_MS, Need, Outlook, need_of
+from substation import grants
+from substation.completion import promised
+from substation.load import Load
+
+Score = Callable[[Load, Outlook, Charge, int], tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The site where the car came to in the data, and nowhere else."""
+
+    name: str = "home site"
+
+    def order(self, charge: Charge, home: str, sites: dict[str, Site], now: int) -> list[str]:
+        return [home]
+
+
+class AtRandom:
+    """Any site that it fits."""
+
+    name = "random"
+
+    def __init__(self, seed: int) -> None:
+        self._rng = Random(seed)
+
+    def order(self, charge: Charge, home: str, sites: dict[str, Site], now: int) -> list[str]:
+        names = [name for name, site in sites.items() if _fits(_load(site), charge)]
+        self._rng.shuffle(names)
+        return names
+
+
+class Lowest:
+    """The lowest score first; ties at random."""
+
+    def __init__(self, name: str, score: Score, seed: int) -> None:
+        self.name = name
+        self._score = score
+        self._rng = Random(seed)
+
+    def order(self, charge: Charge, home: str, sites: dict[str, Site], now: int) -> list[str]:
+        scored = []
+        for name, site in sites.items():
+            load = _load(site)
+            if _fits(load, charge):
+                scored.append((self._score(load, _outlook(site, load, now), charge, now), self._rng.random(), name))
+        return [name for _, _, name in sorted(scored)]
+
+
+def least_kw(load: Load, ahead: Outlook, charge: Charge, now: int) -> tuple[float, ...]:
+    """Demand in watts."""
+    return (load.demand_w,)
+
+
+def least_utilisation(load: Load, ahead: Outlook, charge: Charge, now: int) -> tuple[float, ...]:
+    """Demand over limit after placement."""
+    return ((load.demand_w + charge.max_w) / load.limit_w,)
+
+
+def least_required(load: Load, ahead: Outlook, charge: Charge, now: int) -> tuple[float, ...]:
+    """Average power that brings everybody's energy in time, over limit, after placement."""
+    need = need_of(charge, now, 1.0)
+    required_w = charge.max_w if need is None else min(charge.max_w, need.need_mj // need.left_ms)
+    return ((load.required_w + required_w) / load.limit_w,)
+
+
+def completable_then_even(load: Load, ahead: Outlook, charge: Charge, now: int) -> tuple[float, ...]:
+    """Where it can be completed with all that is promised there; of these, where there is most room while it stays.
+
+    Room is the mean of the evenly spread load over its own stay, with half of its own: a small car on a
+    large site and the reverse are then compared by what they change.
+    """
+    need = need_of(charge, now, 1.0)
+    if need is None:
+        return least_utilisation(load, ahead, charge, now)
+    # Nobody said when it leaves: that is no promise to keep.
+    breaks = charge.departure_ms is not None and not _completable(ahead, need, load.limit_w)
+    share = (2 * ahead.evenly_by(need.left_ms) + need.need_mj) / (2 * load.limit_w * need.left_ms)
+    return (breaks, share, least_utilisation(load, ahead, charge, now)[0])
+
+
+def _completable(ahead: Outlook, need: Need, limit_w: int) -> bool:
+    """Whether the promises there leave it what it needs, at each point of the grid."""
+    need = Need(need.need_mj, need.left_ms, min(need.max_w, limit_w))
+    if need.spare_ms < 0:
+        return False
+    curve = zip(GRID_MS, ahead.at_latest_mj, strict=True)
+    return all(t <= need.spare_ms or at_latest + need.at_latest_mj(t) <= limit_w * t for t, at_latest in curve)
+
+
+def _load(site: Site) -> Load:
+    assert site.station is not None
+    return site.station.load()
+
+
+def _fits(load: Load, charge: Charge) -> bool:
+    return charge.floor_w <= load.limit_w and load.free_charge_points > 0
+
+
+def _outlook(site: Site, load: Load, now: int) -> Outlook:
+    assert site.station is not None
+    return promised([grants.claim(s, now, 1) for s in site.station.sessions() if s.active], load.limit_w)
