@@ -6,6 +6,8 @@ stations, ours is the production desk (view, reservations, picker); the other ru
 reports. What is measured is the spread of utilisation, demand over limit, over the substations.
 """
 
+import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -448,3 +450,22 @@ def _balancer(rule: str, world: World, number: int) -> Balancer:
     if rule == OMNISCIENT:
         return Omniscient(world)
     return ByRule(world, RULES[rule](rng, list(world.sites)))
+
+
+def main() -> None:
+    """Prints the table, row by row."""
+    parser = argparse.ArgumentParser(description="table a: spread of utilisation, refusals, herd peak")
+    parser.add_argument("--substations", type=int, default=10)
+    substations = parser.parse_args().substations
+    print("| reports | balancers | ratings | " + " | ".join(ALL) + " |")
+    print("|" + " --- |" * (3 + len(ALL)))
+    for period_s, balancers, ratings in itertools.product((None, 1, 10, 60), (1, 4), PLUGS):
+        row = Row(period_s, balancers, substations, ratings)
+        tallies = [play(rule, row) for rule in ALL]
+        cells = [f"{t.cv:.3f} / {t.refused_percent:.1f} % / {t.herd}" for t in tallies]
+        reports = "pushed" if period_s is None else f"every {period_s} s"
+        print(f"| {reports} | {balancers} | {ratings} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
