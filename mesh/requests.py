@@ -25,6 +25,7 @@ MAX_STAY_MS = 30 * 24 * 3_600_000
 MAX_ALLOWED = 64
 # Clocks of the mesh agree within this: the first hop adds it to not_after.
 CLOCK_TOLERANCE_MS = 2_000
+_SUSPICIOUS_MS = 30_000
 THREE_PHASE_ABOVE_KW = 7.4
 # IEC 61851: a car charges with 6 A or not at all.
 FLOOR_W_PER_PHASE = 6 * 230
@@ -59,8 +60,12 @@ def body_of(request: charging_pb2.ChargeRequest) -> bytes:
 
 def check_not_after(request: charging_pb2.ChargeRequest, now_ms: int) -> None:
     """AttemptExpired when the attempt comes later than its sender still waits for it."""
-    if request.HasField("not_after") and _millis(request.not_after) < now_ms:
-        raise AttemptExpired(ErrorReason.ATTEMPT_EXPIRED, "the attempt arrived after its not_after")
+    late_ms = now_ms - _millis(request.not_after) if request.HasField("not_after") else 0
+    if late_ms > 0:
+        # Minutes late is no slow network: a clock was set while a process ran, or clocks differ.
+        doubt = "; do the clocks agree?" if late_ms > _SUSPICIOUS_MS else ""
+        message = f"the attempt arrived {late_ms / 1000:.1f} s after its not_after{doubt}"
+        raise AttemptExpired(ErrorReason.ATTEMPT_EXPIRED, message)
 
 
 def parse_charge(request: charging_pb2.ChargeRequest, key: Key, now_ms: int) -> Charge:
