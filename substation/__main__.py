@@ -24,7 +24,7 @@ from substation.ledger import Ledger, LedgerError
 from substation.metrics import SubstationMetrics
 from substation.plant import SimulatedPlant
 from substation.servicers import SERVICES, Charging, Operations, Reports
-from substation.settings import SubstationSettings
+from substation.settings import SHARING, SubstationSettings
 from substation.station import Station, StationConfig
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ def _recall(
     plant = SimulatedPlant(SimulatedCars(settings.time_scale), clock)
     find_cars(plant, memory.sessions, now)
     config = StationConfig(substation_id, watts(settings.rated_kw), settings.charge_points, settings.time_scale)
-    station = Station(config, rng, now, memory)
+    station = Station(config, rng, now, memory, SHARING[settings.sharing]())
     structlog.contextvars.bind_contextvars(substation=substation_id)
     return Engine(station, plant, ledger, clock, metrics, epoch)
 

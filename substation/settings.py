@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from mesh.ids import SUBSTATION_ID
-from mesh.settings import ServiceSettings, setting, within
+from mesh.settings import ServiceSettings, one_of, setting, within
+from substation.completion import Completion
+from substation.sharing import EqualShare, SharingPolicy
+from substation.urgency import EarliestDeadline, LeastLaxity
+
+# How power is shared, by the name that the setting takes.
+SHARING: dict[str, type[SharingPolicy]] = {
+    policy.name: policy for policy in (EqualShare, LeastLaxity, EarliestDeadline, Completion)
+}
 
 
 def _substation_id(value: str) -> str | None:
@@ -20,4 +28,10 @@ class SubstationSettings(ServiceSettings):
     id: str = setting("", "this substation's id; empty: made on first start and kept in the ledger", _substation_id)
     rated_kw: float = setting(100.0, "rated power in kW: no limit is ever above it", within(0, 1_000_000))
     charge_points: int = setting(120, "how many cars can be plugged in", within(1, 10_000))
+    sharing: str = setting(
+        EqualShare.name,
+        "how power is shared: equal_share, or by urgency where cars say when they leave: "
+        "least_laxity, earliest_deadline, completion",
+        one_of(*SHARING),
+    )
     time_scale: int = setting(1, "seconds of charging that pass in one second; 1 on a real site", within(1, 3600))

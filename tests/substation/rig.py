@@ -7,6 +7,7 @@ from substation import events as ev
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading, SimulatedCars
 from substation.limits import Limit
 from substation.sessions import Session
+from substation.sharing import SharingPolicy
 from substation.station import Memory, Station, StationConfig
 
 NOW = 1_700_000_000_000
@@ -56,6 +57,7 @@ class Rig:
         memory: Memory | None = None,
         seed: int = 1,
         before: "Rig | None" = None,
+        policy: SharingPolicy | None = None,
     ) -> None:
         """`before`: the rig of the process that died; its cars go on."""
         self.config = config or a_config()
@@ -63,7 +65,7 @@ class Rig:
         self.cars: SimulatedCars = before.cars if before else SimulatedCars(self.config.time_scale)
         # Session ids whose cars take no notice of offers.
         self.deaf: set[str] = before.deaf if before else set()
-        self.station = Station(self.config, Random(seed), self.now, memory)
+        self.station = Station(self.config, Random(seed), self.now, memory, policy)
         self.events: list[ev.Event] = []
         self._take(self.station.advance(self.now))
 

@@ -6,9 +6,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mesh.errors import Refused
 from mesh.model import LimitSource, StopReason
+from substation.completion import Completion
 from substation.limits import Limit
 from substation.sessions import Session
+from substation.sharing import EqualShare, SharingPolicy
 from substation.station import STALL_MS, Memory
+from substation.urgency import LeastLaxity
 from tests.substation.rig import Rig, a_charge, a_config
 
 RATED_W = 20_000
@@ -18,9 +21,11 @@ SOURCES = st.sampled_from([LimitSource.EMS, LimitSource.SO])
 class NeverOver(RuleBasedStateMachine):
     """One substation of 20 kW, so that floors hardly fit and turns are taken."""
 
+    policy: type[SharingPolicy] = EqualShare
+
     def __init__(self) -> None:
         super().__init__()
-        self.rig = Rig(a_config(rated_w=RATED_W, charge_points=12))
+        self.rig = Rig(a_config(rated_w=RATED_W, charge_points=12), policy=self.policy())
         self.count = 0
         self.shown: dict[str, int] = {}
 
@@ -79,7 +84,7 @@ class NeverOver(RuleBasedStateMachine):
             session.meter(self.rig.now, 1)
         memory = Memory(list(self.rig.station.sessions(include_ended=True)), self.rig.station.limits())
         self.count += 1
-        self.rig = Rig(self.rig.config, memory=memory, seed=self.count, before=self.rig)
+        self.rig = Rig(self.rig.config, memory=memory, seed=self.count, before=self.rig, policy=self.policy())
 
     @invariant()
     def every_grant_is_nothing_or_at_least_the_floor(self) -> None:
@@ -118,5 +123,16 @@ class NeverOver(RuleBasedStateMachine):
             self.shown[session.session_id] = register
 
 
+class NeverOverByLaxity(NeverOver):
+    policy = LeastLaxity
+
+
+class NeverOverByCompletion(NeverOver):
+    policy = Completion
+
+
 TestNeverOver = NeverOver.TestCase
-TestNeverOver.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestNeverOverByLaxity = NeverOverByLaxity.TestCase
+TestNeverOverByCompletion = NeverOverByCompletion.TestCase
+for case in (TestNeverOver, TestNeverOverByLaxity, TestNeverOverByCompletion):
+    case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
