@@ -10,6 +10,7 @@ import argparse
 import itertools
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,7 +78,7 @@ class Tally:
         return max(self.wave.values())
 
 
-class Rule:
+class Rule(ABC):
     """A rule that is not ours. `reports` is the last report of each substation; `mine` are own live placements."""
 
     def __init__(self, rng: Random, names: Sequence[str]) -> None:
@@ -87,8 +88,8 @@ class Rule:
         self.in_flight = dict.fromkeys(names, 0)
         self.mine = dict.fromkeys(names, 0)
 
-    def choose(self, fitting: list[str]) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def choose(self, fitting: list[str]) -> str: ...
 
     def pick(self, tried: set[str]) -> str | None:
         """The best that was not tried and has a free plug by its last report; None when there is none."""
@@ -339,22 +340,23 @@ class World:
         self.loop.at(self.loop.now + SAMPLE_MS, self._sample)
 
 
-class Balancer:
+class Balancer(ABC):
     """One balancer; each kind places in its own way."""
 
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def report(self, name: str, load: Load) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def report(self, name: str, load: Load) -> None: ...
 
-    def place(self, charge: Charge) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def place(self, charge: Charge) -> None: ...
 
     def ended(self, name: str) -> None:
         """A session that it placed is over."""
 
 
+# noqa: B027 - most do not care
 class ByRule(Balancer):
     """Asks the rule's choices in turn."""
 

@@ -344,6 +344,8 @@ class Engine:
             # Read anew: the copy is as old as the commit took.
             session.measured_w = self._station.session(session.session_id).measured_w
         self.shown.publish(copies.live, copies.changed)
+        # Here and not where it is answered: a caller that went away was admitted all the same.
+        self._metrics.sessions.labels("admitted", "").inc(len(batch.admitted))
         self._metrics.count_ended(session for session in copies.changed if session.session_id in batch.ended)
         self._release(batch, raises)
 

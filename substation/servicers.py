@@ -63,7 +63,6 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
         placement.policy = "repeat" if repeated else "direct"
         placement.eligible = placement.tried = 1
         if not repeated:
-            self._metrics.sessions.labels("admitted", "").inc()
             _set_utilisation(placement, response.load, session)
         return response
 

@@ -29,11 +29,6 @@ class Claim:
     left_ms: int
     assumed: bool = False
 
-    @property
-    def laxity_ms(self) -> int:
-        """How long it could still wait if it charged at full power from then on."""
-        return self.left_ms - self.remaining_mj // self.max_w
-
 
 class SharingPolicy(Protocol):
     """Divides `limit_w` among the claims."""

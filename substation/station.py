@@ -13,6 +13,7 @@ from mesh import ids
 from mesh.charge import Charge, Key
 from mesh.errors import NotFound, PreconditionFailed
 from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
+from mesh.outlook import assumed_stay_ms
 from substation import admission, draw
 from substation.events import (
     Admitted,
@@ -37,9 +38,6 @@ from substation.sharing import EqualShare, SharingPolicy
 
 # Later than that for what was due: the process stood still.
 STALL_MS = 1_000
-# Without a departure, sharing plans with four hours of charging or twice the time at full power.
-_ASSUMED_STAY_S = 4 * 3600
-_ASSUMED_FACTOR = 2
 
 
 @dataclass(frozen=True)
@@ -379,8 +377,7 @@ class Station:
         )
 
     def _assumed_stay_ms(self, charge: Charge) -> int:
-        full_power_s = (charge.energy_j or 0) // charge.max_w
-        return max(_ASSUMED_STAY_S, _ASSUMED_FACTOR * full_power_s) * 1000 // self.config.time_scale
+        return assumed_stay_ms((charge.energy_j or 0) * 1000, charge.max_w) // self.config.time_scale
 
     # --- the passing of time -------------------------------------------------------------------------
 

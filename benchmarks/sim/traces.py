@@ -1,7 +1,7 @@
 """Real sessions as requests: who comes when, to which site, and what for."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -106,9 +106,3 @@ def ratings_w(sites: dict[str, list[Visit]], total_w: int) -> dict[str, int]:
     peaks = {name: uncontrolled_peak_w(visits) for name, visits in sites.items()}
     whole = sum(peaks.values())
     return {name: total_w * peak // whole for name, peak in peaks.items()}
-
-
-def average_w(visits: Sequence[Visit]) -> int:
-    """Mean demand from the first arrival to the last departure."""
-    span_ms = max(v.leaves_ms for v in visits) - visits[0].arrives_ms
-    return sum(v.energy_j for v in visits) * 1000 // span_ms

@@ -105,6 +105,17 @@ async def test_a_session_is_on_disk_before_the_reply_and_its_car_hears_of_it_aft
         assert (plugged.held_w, plugged.lease_until_ms) == (0, 0)
 
 
+async def test_an_admission_whose_caller_went_away_is_counted_all_the_same(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        caller = asyncio.create_task(engine.charge(a_charge()))
+        await asyncio.sleep(0)
+        caller.cancel()
+        admitted = engine._metrics.sessions.labels("admitted", "")
+        await until(lambda: admitted._value.get() == 1, 2)
+        assert (await engine.charge(a_charge()))[1]
+        assert admitted._value.get() == 1
+
+
 async def test_a_raise_reaches_a_car_only_once_the_ledger_knows_of_it(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant, rated_w=11_000) as engine:
