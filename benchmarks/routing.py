@@ -352,11 +352,10 @@ class Balancer(ABC):
     @abstractmethod
     def place(self, charge: Charge) -> None: ...
 
-    def ended(self, name: str) -> None:
+    def ended(self, name: str) -> None:  # noqa: B027 - most do not care
         """A session that it placed is over."""
 
 
-# noqa: B027 - most do not care
 class ByRule(Balancer):
     """Asks the rule's choices in turn."""
 
