@@ -1,6 +1,6 @@
 """Calls of the contract, and what a refused one says, read alike over gRPC and over HTTP."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -80,6 +80,10 @@ class Server:
             if not page.next_page_token:
                 return found
             asked.page_token = page.next_page_token
+
+    def substations(self) -> Sequence[operations_pb2.Substation]:
+        """A balancer's view."""
+        return self.operations.ListSubstations(operations_pb2.ListSubstationsRequest(), timeout=TIMEOUT_S).substations
 
     @contextmanager
     def load_reports(self) -> Iterator[Iterator[load_pb2.LoadReport]]:
