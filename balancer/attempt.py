@@ -251,7 +251,7 @@ class Attempt:
         pick = self._desk.picker.pick(charge, now, self._tries.addresses)
         if isinstance(pick, MeshError):
             return self._fail(self._most_useful(pick))
-        self._reservation = self._desk.view.reserve(pick.address, self.key, charge.max_w, now)
+        self._reservation = self._desk.view.reserve(pick.address, self.key, charge.max_w, now, pick.need)
         self._desk.ejections.sent(pick.address, now)
         self._epoch = self._desk.epoch_of(pick.address)
         self._tries.addresses.add(pick.address)

@@ -13,7 +13,7 @@ from typing import Any
 
 from balancer.admissions import AdmissionIndex, Duplicate, Entry
 from balancer.ejection import Ejections, RetryBudget
-from balancer.pick import Picker
+from balancer.pick import PUSHED_LAG_MS, Picker
 from balancer.view import Load, LoadView, Received, Reservation
 from mesh.charge import Key
 from mesh.ids import substation_of
@@ -74,10 +74,10 @@ class Settled:
 class Desk:
     """All that a balancer knows. Reports and admissions come in, picks and duplicates go out."""
 
-    def __init__(self, addresses: Iterable[str], interval_ms: int, rng: Random) -> None:
+    def __init__(self, addresses: Iterable[str], interval_ms: int, rng: Random, lag_ms: int = PUSHED_LAG_MS) -> None:
         self.view = LoadView(addresses, interval_ms)
         self.ejections = Ejections()
-        self.picker = Picker(self.view, self.ejections, rng)
+        self.picker = Picker(self.view, self.ejections, rng, lag_ms)
         self.budget = RetryBudget()
         self.index = AdmissionIndex()
         self.doubts: dict[Key, Doubt] = {}

@@ -44,6 +44,9 @@ class Ejections:
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
+        # The addresses of those that are left out, until a probe has succeeded; the version changes with them.
+        self.out: set[str] = set()
+        self.version = 0
 
     def permits(self, address: str, now: int) -> bool:
         """Whether a call may be sent there: it is not ejected, or this call would be its probe."""
@@ -54,8 +57,7 @@ class Ejections:
 
     def ejected(self, address: str) -> bool:
         """Whether it is left out, until a probe has succeeded."""
-        record = self._records.get(address)
-        return record is not None and record.until_ms is not None
+        return address in self.out
 
     def wait_ms(self, address: str, now: int) -> int:
         """Milliseconds until it may be probed; 0 when it may be asked."""
@@ -82,6 +84,8 @@ class Ejections:
             _count(record, now, failures=0)
         elif record.probe_ms is not None:
             _readmit(record)
+            self.out.discard(address)
+            self.version += 1
 
     def failed(self, address: str, now: int) -> None:
         """A call could not be sent, was lost, or met a defect."""
@@ -94,6 +98,8 @@ class Ejections:
         _count(record, now, failures=1)
         if record.failures_in_a_row >= CONSECUTIVE_FAILURES or _fails_often(record):
             _eject(record, now)
+            self.out.add(address)
+            self.version += 1
 
     def restarted(self, address: str, now: int) -> None:
         """It reports from a new life: its probe may come at once."""

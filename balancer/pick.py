@@ -1,32 +1,44 @@
-"""Where the next car goes: the lowest (load + asked) / limit after placement, ties at random.
+"""Where the next car goes.
 
-Never raw kW: with unequal ratings that is no better than random. Up to 64 substations are all looked
-at, which keeps equal substations equal; beyond that, and where only stale ones are left, a few
-distinct random ones are, so that many balancers with the same old view do not all choose the same.
+A car that says how much energy it wants goes where it can still be completed, and of these to where the mean
+load over its own stay is the lowest part of the limit. Of one that does not say, nothing is known but its power:
+the lowest (demand + asked) / limit after placement. Ties are broken at random. Never raw kW: with unequal
+ratings that is no better than random.
+
+Up to 128 substations are all looked at, which keeps equal substations equal. Beyond that, and where only stale
+ones are left, distinct random ones are: the fewer, the more cars other balancers have placed that no report shows
+yet, because balancers with the same old view would all choose the same substation.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 from random import Random
+from typing import Any, NamedTuple
 
 from balancer.ejection import Ejections
 from balancer.view import Known, LoadView
 from mesh.charge import Charge
 from mesh.errors import MeshError, Refused, Unavailable
 from mesh.model import ErrorReason, NotAccepting, ReportState
+from mesh.outlook import GRID_MS, Need, nearest, need_of
 
-FULL_SCAN = 64
-MANY_CHOICES = 4
-STALE_CHOICES = 2
+FULL_SCAN = 128
+MOST_CHOICES = 64
+LEAST_CHOICES = 2
+# Pushed reports leave 20 ms after a change and need some milliseconds to get here.
+PUSHED_LAG_MS = 25
 
 LEAST_UTILISATION = "least_utilisation"
-RANDOM_CHOICES = "random_choices"
+LEAST_LOAD_AHEAD = "least_load_ahead"
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """A choice and its reasons. `before` and `after` are demand over limit in the balancer's view."""
+class Pick(NamedTuple):
+    """A choice and its reasons. `before` and `after` are demand over limit in the balancer's view.
+
+    `score` is what was lowest: utilisation after placement, or the mean load over the car's stay as a part of the
+    limit. `need` is what the car asks of the hours ahead, if it says how much energy it wants.
+    """
 
     address: str
     substation_id: str
@@ -36,6 +48,7 @@ class Pick:
     after: float
     # How many could have taken it; of those looked at.
     eligible: int
+    need: Need | None = None
 
 
 class Obstacle(IntEnum):
@@ -63,52 +76,128 @@ _ANSWERS: dict[Obstacle, tuple[type[MeshError], ErrorReason, str, int]] = {
 
 
 class Picker:
-    """Chooses from a view. Reads only: the caller reserves."""
+    """Chooses from a view. Reads only: the caller reserves.
 
-    def __init__(self, view: LoadView, ejections: Ejections, rng: Random) -> None:
+    `lag_ms`: how much later than a change the view shows it, on average.
+    """
+
+    def __init__(self, view: LoadView, ejections: Ejections, rng: Random, lag_ms: int = PUSHED_LAG_MS) -> None:
         self._view = view
         self._ejections = ejections
         self._rng = rng
+        self._lag_ms = lag_ms
+        # In an order of its own, so that what lies side by side for others does not here.
+        self._order = rng.sample(view.substations, len(view))
+        # Those that were fresh, accepting and not ejected when last looked at, and how long they surely are.
+        self._open: list[Known] = []
+        self._as_of: tuple[int, int] = (-1, -1)
+        self._until = 0
 
     def pick(self, charge: Charge, now: int, tried: Collection[str] = ()) -> Pick | MeshError:
         """The best substation that was not tried yet, or the error that says why there is none."""
-        if len(self._view) > FULL_SCAN:
-            sampled = self._rng.sample(self._view.substations, MANY_CHOICES)
-            fresh = [k for k in sampled if k.address not in tried and self._fits(k, charge, now, ReportState.FRESH)]
-            if fresh:
-                return self._best(fresh, charge, RANDOM_CHOICES, len(fresh))
-        return self._scan(charge, now, tried)
+        everyone = self._open_now(now)
+        if tried or charge.allowed or self._ejections.out:
+            everyone = self._left(everyone, charge, now, tried)
+        if len(everyone) > FULL_SCAN:
+            some = self._some(everyone, self._choices(len(everyone), now))
+            if (best := self._best(some, charge, now)) is not None:
+                return best
+        return self._best(everyone, charge, now) or self._best_stale(charge, now, tried)
 
-    def _scan(self, charge: Charge, now: int, tried: Collection[str]) -> Pick | MeshError:
-        left = [known for known in self._view.substations if known.address not in tried]
-        fresh = [known for known in left if self._fits(known, charge, now, ReportState.FRESH)]
-        if fresh and len(self._view) <= FULL_SCAN:
-            return self._best(fresh, charge, LEAST_UTILISATION, len(fresh))
-        if fresh:
-            return self._of_some(fresh, charge, MANY_CHOICES)
-        stale = [known for known in left if self._fits(known, charge, now, ReportState.STALE)]
-        if stale:
-            return self._of_some(stale, charge, STALE_CHOICES)
-        return self._why_none(left, charge, now)
+    # --- who is looked at -----------------------------------------------------------------------
 
-    def _of_some(self, fitting: list[Known], charge: Charge, choices: int) -> Pick:
-        some = self._rng.sample(fitting, min(choices, len(fitting)))
-        return self._best(some, charge, RANDOM_CHOICES, len(fitting))
+    def _open_now(self, now: int) -> list[Known]:
+        as_of = (self._view.version, self._ejections.version)
+        if as_of != self._as_of or now > self._until:
+            fresh = [k for k in self._order if self._view.state(k, now) is ReportState.FRESH]
+            out = self._ejections.out
+            self._open = [k for k in fresh if k.load and k.load.accepting and k.address not in out]
+            self._as_of, self._until = as_of, self._view.fresh_until(fresh, now)
+        return self._open
 
-    def _best(self, fitting: list[Known], charge: Charge, policy: str, eligible: int) -> Pick:
-        scores = [_utilisation(known, charge.max_w) for known in fitting]
+    def _left(self, everyone: list[Known], charge: Charge, now: int, tried: Collection[str]) -> list[Known]:
+        """Those that are allowed and were not tried, and ejected ones that may be probed."""
+        if charge.allowed:
+            addresses = [self._view.address_of(substation_id) for substation_id in charge.allowed]
+            named, left = [address for address in addresses if address is not None], []
+        else:
+            named = list(self._ejections.out)
+            left = [known for known in everyone if known.address not in tried] if tried else everyone
+        more = [self._view[address] for address in named if address not in tried]
+        return left + [known for known in more if self._fits(known, charge, now, ReportState.FRESH)]
+
+    def _choices(self, among: int, now: int) -> int:
+        """As many as there are substations for each car that was placed elsewhere and is not seen yet."""
+        unseen = self._view.foreign.per_ms(now) * self._lag_ms
+        if unseen * MOST_CHOICES <= among:
+            return MOST_CHOICES
+        return max(LEAST_CHOICES, round(among / unseen))
+
+    def _some(self, everyone: list[Known], count: int) -> list[Known]:
+        """Distinct ones at a random distance from one another: each is as likely, and one slice costs nothing."""
+        if count >= len(everyone):
+            return everyone
+        stride = 1 + int(self._rng.random() * (len(everyone) // count))
+        start = int(self._rng.random() * len(everyone))
+        some = everyone[start : start + count * stride : stride]
+        if (missing := count - len(some)) > 0:
+            start += len(some) * stride - len(everyone)
+            some += everyone[start : start + missing * stride : stride]
+        return some
+
+    # --- the best of them -----------------------------------------------------------------------
+
+    def _best(self, some: list[Known], charge: Charge, now: int) -> Pick | None:
+        """None when it fits nowhere there."""
+        floor_w, max_w = charge.floor_w, charge.max_w
+        if charge.energy_j is not None:
+            fitting = [known for known in some if floor_w <= known.admits_w]
+            evenly = [known.evenly_mj for known in fitting]
+            if fitting and None not in evenly:
+                return self._by_outlook(fitting, evenly, charge, now)
+        scores = [(k.demand_w + max_w) / k.limit_w if floor_w <= k.admits_w else inf for k in some]
+        lowest = min(scores, default=inf)
+        if lowest == inf:
+            return None
+        chosen, eligible = self._one(some, scores, lowest), len(scores) - scores.count(inf)
+        return _pick(chosen, LEAST_UTILISATION, lowest, charge, eligible, None)
+
+    def _by_outlook(self, fitting: list[Known], evenly: list[Any], charge: Charge, now: int) -> Pick:
+        need = need_of(charge, now, fitting[0].time_scale)
+        assert need is not None
+        # The promises by about the end of its stay, with half of its own: a small car on a large substation and the
+        # reverse are compared by what they change.
+        at = nearest(need.left_ms)
+        by_ms = GRID_MS[at]
+        own_mj = need.evenly_mj(by_ms) / 2
+        scores = [(curve[at] + own_mj) / known.limit_w for curve, known in zip(evenly, fitting, strict=True)]
+        chosen, score = self._completing(fitting, scores, need, charge)
+        return _pick(chosen, LEAST_LOAD_AHEAD, score / by_ms, charge, len(fitting), need)
+
+    def _completing(self, fitting: list[Known], scores: list[float], need: Need, charge: Charge) -> tuple[Known, float]:
+        """The lowest that can complete it. Nobody said when it leaves: then there is no promise to break."""
         lowest = min(scores)
-        ties = [known for known, score in zip(fitting, scores, strict=True) if score == lowest]
-        chosen = ties[0] if len(ties) == 1 else self._rng.choice(ties)
-        return Pick(
-            address=chosen.address,
-            substation_id=chosen.substation_id,
-            policy=policy,
-            score=lowest,
-            before=_utilisation(chosen, 0),
-            after=lowest,
-            eligible=eligible,
-        )
+        chosen = self._one(fitting, scores, lowest)
+        if charge.departure_ms is None or chosen.completable(need):
+            return chosen, lowest
+        for at in sorted(range(len(fitting)), key=scores.__getitem__):
+            if fitting[at].completable(need):
+                return fitting[at], scores[at]
+        return chosen, lowest
+
+    def _one(self, fitting: list[Known], scores: list[float], lowest: float) -> Known:
+        """With that score; of several any."""
+        if scores.count(lowest) == 1:
+            return fitting[scores.index(lowest)]
+        return self._rng.choice([known for known, score in zip(fitting, scores, strict=True) if score == lowest])
+
+    # --- when none of them is left --------------------------------------------------------------
+
+    def _best_stale(self, charge: Charge, now: int, tried: Collection[str]) -> Pick | MeshError:
+        left = [known for known in self._view if known.address not in tried]
+        stale = [known for known in left if self._fits(known, charge, now, ReportState.STALE)]
+        best = self._best(self._some(stale, LEAST_CHOICES), charge, now)
+        return best or self._why_none(left, charge, now)
 
     def _fits(self, known: Known, charge: Charge, now: int, state: ReportState) -> bool:
         return self._view.state(known, now) is state and self._obstacle(known, charge, now) is None
@@ -137,7 +226,7 @@ class Picker:
         return kind(reason, message, retry_after_ms)
 
 
-def _utilisation(known: Known, asked_w: int) -> float:
-    """Demand over limit with so many more watts. Only for substations that fit: their limit is above 0."""
-    assert known.load is not None
-    return (known.demand_w + asked_w) / known.load.limit_w
+def _pick(chosen: Known, policy: str, score: float, charge: Charge, eligible: int, need: Need | None) -> Pick:
+    demand_w, limit_w = chosen.demand_w, chosen.limit_w
+    after = (demand_w + charge.max_w) / limit_w
+    return Pick(chosen.address, chosen.substation_id, policy, score, demand_w / limit_w, after, eligible, need)

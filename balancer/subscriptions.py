@@ -22,7 +22,7 @@ from balancer.desk import Desk, Settled
 from balancer.journal import ReportJournal, StreamJournal
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peer, Peers
-from balancer.view import FRESH_INTERVALS
+from balancer.view import FRESH_INTERVALS, Received
 from gridmesh.v1 import reports_pb2
 from mesh.charge import Key
 from mesh.clock import Clock, seconds
@@ -97,7 +97,8 @@ class Subscription:
         self._clock = clock
         self._rng = rng
         self._interval_ms = interval_ms
-        self._metrics = metrics
+        self._malformed = metrics.reports.labels("malformed")
+        self._counts = {result: metrics.reports.labels(result.value) for result in Received}
         self._on_change = on_change
         self._on_settled = on_settled
         self.reported = asyncio.Event()
@@ -192,13 +193,13 @@ class Subscription:
         try:
             load = wire.load_of(response.report)
         except wire.Malformed as malformed:
-            self._metrics.reports.labels("malformed").inc()
+            self._malformed.inc()
             log.warning("report ignored", address=self._peer.address, why=str(malformed))
             return False
         now = self._clock.now_ms()
         result = self._desk.reported(self._peer.address, load, now)
         self._journal.look(now, SILENT)
-        self._metrics.reports.labels(result.value).inc()
+        self._counts[result].inc()
         self.reported.set()
         self._on_change()
         return True

@@ -18,9 +18,12 @@ Times are wall milliseconds, power is whole watts.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import add
 
+from balancer.rate import Rate
 from mesh.charge import Key
 from mesh.model import LimitSource, NotAccepting, ReportState
+from mesh.outlook import NOTHING, Need, Outlook
 
 FRESH_INTERVALS = 3
 # Longer than any restart: what has been silent for so long is not asked at all.
@@ -28,6 +31,8 @@ GONE_INTERVALS = 10
 # Admissions leave with the reply and reach a balancer within milliseconds; a slow link must not blind it.
 HOLD_MS = 250
 HELD_MOST = 64
+# Reports that are not pushed come as rarely as once a minute, and no one minute is like the next.
+FOREIGN_MEMORY_MS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class Load:
     not_accepting: NotAccepting = NotAccepting.UNSPECIFIED
     time_scale: float = 1.0
     over_limit_s: float = 0.0
+    # None when it does not say, as one of an older version.
+    ahead: Outlook | None = None
 
 
 class Received(Enum):
@@ -77,6 +84,7 @@ class Reservation:
     address: str
     key: Key
     demand_w: int
+    ahead: Outlook = NOTHING
     epoch: int | None = None
     sequence: int | None = None
     admission_sequence: int | None = None
@@ -101,7 +109,19 @@ class Known:
     load: Load | None = None
     received_ms: int | None = None
     reserved_w: int = 0
+    reserved: Outlook = NOTHING
     reservations: dict[Key, Reservation] = field(default_factory=dict)
+    # The report and the reservations together, kept ready because every placement compares them. All 0 before
+    # the first report, which means nothing.
+    demand_w: int = 0
+    limit_w: int = 0
+    # Plugs that neither a session nor a reservation holds.
+    free_charge_points: int = 0
+    # The highest floor that fits: the limit, or -1 without a free plug.
+    admits_w: int = -1
+    # The promises, charged evenly; None where the report does not tell of them.
+    evenly_mj: tuple[float, ...] | None = None
+    time_scale: float = 1.0
     # Reports ahead of the admissions stream, oldest first, with their arrival.
     held: list[tuple[Load, int]] = field(default_factory=list)
     # (epoch, sequence) up to which admissions were processed; None while that stream is down.
@@ -112,15 +132,28 @@ class Known:
         """Empty until it has reported."""
         return self.load.substation_id if self.load else ""
 
-    @property
-    def demand_w(self) -> int:
-        """Demand in watts, own reservations included; 0 means nothing before the first report."""
-        return (self.load.demand_w if self.load else 0) + self.reserved_w
+    def completable(self, need: Need) -> bool:
+        """Whether that car can be completed there with all that is promised; True where no report tells."""
+        if self.load is None or self.load.ahead is None:
+            return True
+        ahead = self.load.ahead + self.reserved if self.reservations else self.load.ahead
+        return ahead.completable(need, self.limit_w)
 
-    @property
-    def free_charge_points(self) -> int:
-        """Plugs that neither a session nor a reservation holds."""
-        return (self.load.free_charge_points if self.load else 0) - len(self.reservations)
+    def add_up(self) -> None:
+        """After the report or the reservations changed."""
+        load = self.load
+        if load is not None:
+            self.demand_w = load.demand_w + self.reserved_w
+            self.limit_w = load.limit_w
+            self.free_charge_points = load.free_charge_points - len(self.reservations)
+            self.admits_w = load.limit_w if self.free_charge_points > 0 else -1
+            self.time_scale = load.time_scale
+            ahead = load.ahead
+            if ahead is not None:
+                reserved = self.reserved.evenly_mj
+                self.evenly_mj = tuple(map(add, ahead.evenly_mj, reserved)) if self.reservations else ahead.evenly_mj
+            else:
+                self.evenly_mj = None
 
 
 class LoadView:
@@ -132,6 +165,10 @@ class LoadView:
         self.substations = [Known(address) for address in addresses]
         self._by_address = {known.address: known for known in self.substations}
         self._addresses: dict[str, str] = {}
+        # Changes whenever another set of substations may be fresh and accepting, but by time alone.
+        self.version = 0
+        # Admissions that reports show and that are not from here: what other balancers place.
+        self.foreign = Rate(FOREIGN_MEMORY_MS)
         # Those with reports that are held back.
         self._holding: set[Known] = set()
 
@@ -157,20 +194,27 @@ class LoadView:
             return ReportState.FRESH
         return ReportState.STALE if age <= self._gone_ms else ReportState.GONE
 
+    def fresh_until(self, fresh: Iterable[Known], now: int) -> int:
+        """Until when all of these surely are; `now` when there is none."""
+        received = [known.received_ms for known in fresh if known.received_ms is not None]
+        return min(received, default=now - self._fresh_ms) + self._fresh_ms
+
     def report(self, address: str, load: Load, now: int) -> Received:
         """Takes a report, pushed or carried by a reply."""
         known = self._by_address[address]
         verdict = _judge(known, load)
         if verdict is Received.ACCEPTED:
+            if self.state(known, now) is not ReportState.FRESH:
+                self.version += 1
             known.received_ms = now
             self._take(known, load, now)
-        _flush(known, now)
+        self._flush(known, now)
         return verdict
 
     def tick(self, now: int) -> None:
         """Applies what was held back long enough. To be called before the view is read to decide."""
         for known in list(self._holding):
-            _flush(known, now)
+            self._flush(known, now)
             if not known.held:
                 self._holding.discard(known)
 
@@ -182,7 +226,7 @@ class LoadView:
             self._holding.add(known)
         else:
             known.held.clear()
-            _apply(known, load)
+            self._apply(known, load, now)
 
     def _moved(self, known: Known, load: Load) -> None:
         """Another substation answers at this address: what is known of sessions there is not about it."""
@@ -191,16 +235,20 @@ class LoadView:
             del self._addresses[known.substation_id]
         for reservation in [r for r in known.reservations.values() if r.epoch is not None]:
             _drop(known, reservation)
+        self.version += 1
 
-    def reserve(self, address: str, key: Key, demand_w: int, now: int) -> Reservation:
+    def reserve(self, address: str, key: Key, demand_w: int, now: int, need: Need | None = None) -> Reservation:
         """Counts a placement from now on. One key has at most one reservation at an address."""
         known = self._by_address[address]
         if key in known.reservations:
             raise ValueError(f"{key} is reserved at {address} already")
-        _flush(known, now)
-        reservation = Reservation(address, key, demand_w)
+        self._flush(known, now)
+        reservation = Reservation(address, key, demand_w, NOTHING if need is None else need.outlook())
         known.reservations[key] = reservation
         known.reserved_w += demand_w
+        if need is not None:
+            known.reserved += reservation.ahead
+        known.add_up()
         return reservation
 
     def release(self, reservation: Reservation) -> None:
@@ -211,7 +259,7 @@ class LoadView:
         """Ends a reservation with its reply, whose load contains the session."""
         reservation.epoch, reservation.sequence = load.epoch, load.sequence
         verdict = self.report(reservation.address, load, now)
-        _settle(self._by_address[reservation.address])
+        self._settle(self._by_address[reservation.address], now)
         return verdict
 
     def admitted(self, address: str, epoch: int, shown: Iterable[tuple[Key, int]]) -> None:
@@ -226,14 +274,46 @@ class LoadView:
         """Every admission up to there was passed to `admitted`."""
         known = self._by_address[address]
         known.caught_up = (epoch, sequence)
-        _flush(known, now)
-        _settle(known)
+        self._flush(known, now)
+        self._settle(known, now)
 
     def lost_track(self, address: str, now: int) -> None:
         """The admissions stream is down: nothing is held back for it."""
         known = self._by_address[address]
         known.caught_up = None
-        _flush(known, now)
+        self._flush(known, now)
+
+    def _flush(self, known: Known, now: int) -> None:
+        """Applies what need not be held back any longer."""
+        while known.held and (not _is_ahead(known, known.held[0][0]) or now - known.held[0][1] >= HOLD_MS):
+            self._apply(known, known.held.pop(0)[0], now)
+
+    def _apply(self, known: Known, load: Load, now: int) -> None:
+        before, known.load = known.load, load
+        if before is None or before.accepting != load.accepting:
+            self.version += 1
+        if before is not None and _same_life(before, load):
+            self.foreign.count(_admissions(before, load), now)
+        known.add_up()
+        self._settle(known, now)
+
+    def _settle(self, known: Known, now: int) -> None:
+        """Drops the reservations that the report in use contains."""
+        load = known.load
+        if load is not None and known.reservations:
+            contained = [r for r in known.reservations.values() if r.is_in(load)]
+            self.foreign.count(-len(contained), now)
+            for reservation in contained:
+                _drop(known, reservation)
+
+
+def _admissions(before: Load, after: Load) -> int:
+    """How many cars were admitted between two reports of one life.
+
+    Each admission has an entry and takes a plug, each ending has an entry and frees one.
+    """
+    entries = after.admission_sequence - before.admission_sequence
+    return (entries + before.free_charge_points - after.free_charge_points) // 2
 
 
 def _order(load: Load) -> tuple[int, int, int]:
@@ -265,27 +345,11 @@ def _is_ahead(known: Known, load: Load) -> bool:
     return load.epoch == epoch and load.admission_sequence > sequence
 
 
-def _flush(known: Known, now: int) -> None:
-    """Applies what need not be held back any longer."""
-    while known.held and (not _is_ahead(known, known.held[0][0]) or now - known.held[0][1] >= HOLD_MS):
-        _apply(known, known.held.pop(0)[0])
-
-
-def _apply(known: Known, load: Load) -> None:
-    known.load = load
-    _settle(known)
-
-
-def _settle(known: Known) -> None:
-    """Drops the reservations that the report in use contains."""
-    load = known.load
-    if load is not None:
-        for reservation in [r for r in known.reservations.values() if r.is_in(load)]:
-            _drop(known, reservation)
-
-
 def _drop(known: Known, reservation: Reservation) -> None:
     # A reply may end what the admissions stream has ended before it.
     if known.reservations.get(reservation.key) is reservation:
         del known.reservations[reservation.key]
         known.reserved_w -= reservation.demand_w
+        if reservation.ahead is not NOTHING:
+            known.reserved -= reservation.ahead
+        known.add_up()

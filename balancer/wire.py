@@ -12,7 +12,8 @@ from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2, reports_pb2
 from mesh.charge import Key
 from mesh.ids import SUBSTATION_ID, substation_of
 from mesh.model import LimitSource, NotAccepting, ReportState, StopReason
-from mesh.units import kilowatts, watts
+from mesh.outlook import GRID_MS, Outlook
+from mesh.units import MJ_PER_KWH, kilowatt_hours, kilowatts, watts
 
 W = TypeVar("W", bound=IntEnum)
 
@@ -68,6 +69,17 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         not_accepting=_word(NotAccepting, report.not_accepting_reason),
         time_scale=report.time_scale if report.HasField("time_scale") else 1.0,
         over_limit_s=report.over_limit_seconds,
+        ahead=_ahead_of(report),
+    )
+
+
+def _ahead_of(report: load_pb2.LoadReport) -> Outlook | None:
+    """None when it does not say, as one of an older version."""
+    if not len(report.evenly_kwh) == len(report.at_latest_kwh) == len(GRID_MS) - 1:
+        return None
+    return Outlook(
+        (0, *[kwh * MJ_PER_KWH for kwh in report.evenly_kwh]),
+        (0, *[kwh * MJ_PER_KWH for kwh in report.at_latest_kwh]),
     )
 
 
@@ -95,6 +107,9 @@ def report_of(load: Load) -> load_pb2.LoadReport:
         time_scale=load.time_scale,
         over_limit_seconds=load.over_limit_s,
     )
+    if load.ahead is not None:
+        report.evenly_kwh.extend(map(kilowatt_hours, load.ahead.evenly_mj[1:]))
+        report.at_latest_kwh.extend(map(kilowatt_hours, load.ahead.at_latest_mj[1:]))
     report.generated_at.FromMilliseconds(load.generated_at_ms)
     return report
 

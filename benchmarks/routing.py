@@ -16,16 +16,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from balancer.attempt import Answer, Ask, Attempt, Outcome, Refused
-from balancer.desk import Desk, Replied
+from balancer.admissions import Duplicate
+from balancer.attempt import Answer, Fail, Outcome, Refused
+from balancer.desk import Desk, Doubt, Fenced, Found, Replied
+from balancer.pick import PUSHED_LAG_MS
 from balancer.view import Load
+from benchmarks.sim.balancer import Balancer as Production
+from benchmarks.sim.balancer import Tally as ProductionTally
 from benchmarks.sim.loop import Loop
+from benchmarks.sim.net import Net, Weather
+from benchmarks.sim.reports import Reports
 from benchmarks.sim.site import Site
 from mesh import ids
 from mesh.charge import Charge, Key
 from mesh.errors import MeshError
-from mesh.model import NotAccepting
-from substation.load import Load as StationLoad
 from substation.sessions import Session
 from substation.sharing import EqualShare
 from substation.station import StationConfig
@@ -33,9 +37,7 @@ from substation.station import StationConfig
 CAR_W, FLOOR_W, HOUR_MS, AWAY_MS = 11_000, 4_140, 3_600_000, 60_000
 PLUGS = {"equal": (20,), "unequal": (10, 20, 40)}
 LOAD = 0.8
-# One way, in milliseconds: from 1 to this.
-DELAY_MS = 5
-COALESCE_MS = 20
+WEATHER = Weather(least_ms=1, most_ms=5)
 # Where changes are pushed, silence only says that nothing changed.
 HEARTBEAT_MS = 60_000
 WARM_UP_MS, MEASURED_MS, SAMPLE_MS = HOUR_MS, 2 * HOUR_MS, 30_000
@@ -199,16 +201,19 @@ class World:
     def __init__(self, rule: str, row: Row) -> None:
         self.row = row
         self.rng = Random(f"{row.seed} cars")
-        self.net = Random(f"{row.seed} {rule} net")
         self.loop = Loop(0)
+        self._phases = Random(f"{row.seed} {rule} net")
+        self.net = Net(self.loop, self._phases, WEATHER)
         self.tally = Tally()
         plugs = PLUGS[row.ratings]
         counts = [plugs[i % len(plugs)] for i in range(row.substations)]
         configs = [StationConfig(f"s{i}", count * CAR_W, count, lease_ms=LEASE_MS) for i, count in enumerate(counts)]
         self.sites = {c.substation_id: Site(self.loop, c, EqualShare(), Random(c.substation_id)) for c in configs}
-        self._pushing: set[str] = set()
-        # The station's own load since its last change.
-        self._loads: dict[str, StationLoad] = {}
+        # Nobody here says how much energy is wanted, so nothing is promised.
+        self.reports = {
+            name: Reports(self.loop, site, partial(self._send, name), pushed=row.period_s is None, ahead=False)
+            for name, site in self.sites.items()
+        }
         self.balancers = [_balancer(rule, self, n) for n in range(row.balancers)]
         self._placed_by: dict[str, tuple[Balancer, str]] = {}
         self._count = 0
@@ -217,73 +222,29 @@ class World:
     def _start(self, plugs: int) -> None:
         for name, site in self.sites.items():
             site.on_end = partial(self._ended, name)
+            reports = self.reports[name]
             for balancer in self.balancers:
-                balancer.report(name, self.load(name))
-            site.on_change = partial(self._changed, name)
-            self._report_every(name, HEARTBEAT_MS if self.row.period_s is None else self.row.period_s * 1000)
+                balancer.report(name, reports.load())
+            site.on_change = reports.changed
+            # Each substation at its own phase.
+            reports.every(self.interval_ms, self._phases.randrange(self.interval_ms))
         stay_ms = HOUR_MS + AWAY_MS
         for _ in range(round(LOAD * plugs * stay_ms / HOUR_MS)):
             self._come_again(first=True)
         self.loop.at(WARM_UP_MS, self._sample)
 
-    # --- reports -----------------------------------------------------------------------------------
+    @property
+    def interval_ms(self) -> int:
+        """The longest silence of a substation."""
+        return HEARTBEAT_MS if self.row.period_s is None else self.row.period_s * 1000
 
     def load(self, name: str) -> Load:
         """The report that a substation would send now."""
-        site = self.sites[name]
-        assert site.station is not None
-        load = self._loads.get(name)
-        if load is None:
-            load = self._loads[name] = site.station.load()
-        return Load(
-            substation_id=name,
-            epoch=site.epoch,
-            sequence=load.sequence,
-            admission_sequence=load.admission_sequence,
-            generated_at_ms=self.loop.now,
-            rated_w=load.rated_w,
-            limit_w=load.limit_w,
-            limit_source=load.limit_source,
-            demand_w=load.demand_w,
-            required_w=load.required_w,
-            floor_w=load.floor_w,
-            committed_w=load.committed_w,
-            granted_w=load.granted_w,
-            measured_w=load.measured_w,
-            active_sessions=load.active_sessions,
-            charge_points=load.charge_points,
-            free_charge_points=load.free_charge_points,
-            accepting=load.not_accepting is NotAccepting.UNSPECIFIED,
-        )
+        return self.reports[name].load()
 
-    def _report_every(self, name: str, period_ms: int) -> None:
-        """Each substation at its own phase."""
-        phase = self.net.randrange(period_ms)
-
-        def send() -> None:
-            self._send(name)
-            self.loop.at(self.loop.now + period_ms, send)
-
-        self.loop.at(phase, send)
-
-    def _changed(self, name: str) -> None:
-        self._loads.pop(name, None)
-        if self.row.period_s is None and name not in self._pushing:
-            self._pushing.add(name)
-            self.loop.at(self.loop.now + COALESCE_MS, partial(self._push, name))
-
-    def _push(self, name: str) -> None:
-        self._pushing.discard(name)
-        self._send(name)
-
-    def _send(self, name: str) -> None:
-        load = self.load(name)
+    def _send(self, name: str, load: Load) -> None:
         for balancer in self.balancers:
-            self.later(partial(balancer.report, name, load))
-
-    def later(self, action: Callable[[], None]) -> None:
-        """Does it on the other side of the network."""
-        self.loop.at(self.loop.now + self.net.randint(1, DELAY_MS), action)
+            self.net.later(partial(balancer.report, name, load))
 
     # --- cars --------------------------------------------------------------------------------------
 
@@ -382,11 +343,11 @@ class ByRule(Balancer):
             return
         self._rule.in_flight[name] += 1
         self._rule.mine[name] += 1
-        self.world.later(partial(self._ask, charge, tried | {name}, name))
+        self.world.net.later(partial(self._ask, charge, tried | {name}, name))
 
     def _ask(self, charge: Charge, tried: set[str], name: str) -> None:
         answer = self.world.ask(name, charge, self)
-        self.world.later(partial(self._answered, charge, tried, name, answer))
+        self.world.net.later(partial(self._answered, charge, tried, name, answer))
 
     def _answered(self, charge: Charge, tried: set[str], name: str, answer: Session | MeshError) -> None:
         self._rule.in_flight[name] -= 1
@@ -414,34 +375,51 @@ class Omniscient(Balancer):
 
 
 class Ours(Balancer):
-    """The production desk and the production attempt."""
+    """The production desk and attempts. Nothing is lost here, and no admissions are followed."""
 
     def __init__(self, world: World, rng: Random) -> None:
         super().__init__(world)
-        interval_ms = HEARTBEAT_MS if world.row.period_s is None else world.row.period_s * 1000
-        self._desk = Desk(world.sites, interval_ms, rng)
+        pushed = world.row.period_s is None
+        self._desk = Desk(world.sites, world.interval_ms, rng, PUSHED_LAG_MS if pushed else world.interval_ms // 2)
+        wires = {name: Near(self, name) for name in world.sites}
+        self._production = Production(world.loop, self._desk, wires, rng, ProductionTally())
 
     def report(self, name: str, load: Load) -> None:
         self._desk.reported(name, load, self.world.loop.now)
 
     def place(self, charge: Charge) -> None:
-        attempt = Attempt(self._desk, charge.key, charge.attempt_id, lambda: charge)
-        self._do(attempt, attempt.begin(self.world.loop.now), charge)
+        self._production.charge(charge, self._told)
 
-    def _do(self, attempt: Attempt, step: object, charge: Charge) -> None:
-        if isinstance(step, Ask):
-            self.world.later(partial(self._ask, attempt, step.address, charge))
-        elif not isinstance(step, Answer):
+    def _told(self, step: Answer | Fail) -> None:
+        if isinstance(step, Fail):
             self.world.refused()
 
-    def _ask(self, attempt: Attempt, name: str, charge: Charge) -> None:
-        answer = self.world.ask(name, charge, self)
+
+class Near:
+    """The way from a balancer to one substation, on which nothing is lost."""
+
+    ready = True
+
+    def __init__(self, balancer: Balancer, name: str) -> None:
+        self._balancer = balancer
+        self._world = balancer.world
+        self._name = name
+
+    def charge(self, charge: Charge, timeout_ms: int | None, done: Callable[[Outcome], None]) -> None:
+        self._world.net.later(lambda: self._world.net.later(partial(done, self._ask(charge))))
+
+    def _ask(self, charge: Charge) -> Outcome:
+        answer = self._world.ask(self._name, charge, self._balancer)
         if isinstance(answer, MeshError):
-            outcome: Outcome = Refused(answer)
-        else:
-            load = self.world.load(name)
-            outcome = Replied(load, answer.session_id, answer.attempt_id, answer.ended_ms, repeated=False)
-        self.world.later(lambda: self._do(attempt, attempt.after(outcome, self.world.loop.now), charge))
+            return Refused(answer)
+        load = self._world.load(self._name)
+        return Replied(load, answer.session_id, answer.attempt_id, answer.ended_ms, repeated=False)
+
+    def resolve(self, doubt: Doubt, done: Callable[[Found | Fenced | None], None]) -> None:
+        raise AssertionError(doubt)
+
+    def end_duplicate(self, duplicate: Duplicate, done: Callable[[bool], None]) -> None:
+        raise AssertionError(duplicate)
 
 
 def _balancer(rule: str, world: World, number: int) -> Balancer:

@@ -288,8 +288,8 @@ class Placement(Struct):
     policy: Annotated[
         str,
         Meta(
-            description="The rule that chose: least_utilisation, random_choices, direct or repeat.",
-            examples=["least_utilisation"],
+            description="The rule that chose: least_load_ahead, least_utilisation, direct or repeat.",
+            examples=["least_load_ahead"],
         ),
     ]
     score: Annotated[float, Meta(description="The rule's score of the chosen substation; lowest wins.")]

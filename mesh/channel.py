@@ -10,7 +10,8 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     # Reconnect soon after a restart: the default backs off to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # This is how long one attempt may take: over a slow link, more than a moment.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # The mesh decides itself what may be repeated; grpc's transparent retries stay.
     ("grpc.enable_retries", 0),

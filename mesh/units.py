@@ -5,6 +5,7 @@ tolerance. Registers count millijoules, because watts times milliseconds are jus
 """
 
 JOULES_PER_KWH = 3_600_000
+MJ_PER_KWH = 1000 * JOULES_PER_KWH
 
 
 def watts(kw: float) -> int:
@@ -22,6 +23,6 @@ def joules(kwh: float) -> int:
     return round(kwh * JOULES_PER_KWH)
 
 
-def kilowatt_hours(mj: int) -> float:
+def kilowatt_hours(mj: float) -> float:
     """Millijoules to kilowatt-hours."""
-    return mj / (1000 * JOULES_PER_KWH)
+    return mj / MJ_PER_KWH

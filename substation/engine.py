@@ -16,6 +16,7 @@ from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
 from mesh.errors import MeshError, Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
+from mesh.outlook import Outlook
 from substation import events as ev
 from substation.batch import Batch
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 # Registers are kept, and shown, at least this often while a session charges.
 CHECKPOINT_S = 1.0
 FORGET_S = 3600.0
+# Promises shift as time passes.
+_AHEAD_MS = 1_000
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
 
 
@@ -58,6 +61,8 @@ class Engine:
         self._kept_w = {s.session_id: s.committed_w for s in station.sessions()}
         self._raises: dict[str, Offer] = {}
         self._load = station.load()
+        # What is promised, and as of when; made when somebody asks, and made anew after changes or a second.
+        self._ahead: tuple[Outlook, int] | None = None
         # Why the ledger could not be written at the last try; empty when it could.
         self._ledger_error = ""
         # No more streams, then no more commits.
@@ -159,8 +164,10 @@ class Engine:
 
     def report(self) -> Report:
         """The load as of the last change."""
-        config = self._station.config
-        return Report(config.substation_id, self.epoch, config.time_scale, self._clock.now_ms(), self._load)
+        config, now = self._station.config, self._clock.now_ms()
+        if self._ahead is None or now - self._ahead[1] >= _AHEAD_MS:
+            self._ahead = (self._station.outlook(now), now)
+        return Report(config.substation_id, self.epoch, config.time_scale, now, self._load, self._ahead[0])
 
     def expected_end_ms(self, session: Session) -> int | None:
         """When a session should be done."""
@@ -274,6 +281,7 @@ class Engine:
             log.error("over the limit", limit_w=load.limit_w, committed_w=load.committed_w, measured_w=load.measured_w)
         if load.sequence != self._load.sequence:
             self.shown.tell_listeners()
+            self._ahead = None
         self._load = load
 
     def _arm(self) -> None:

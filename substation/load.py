@@ -4,10 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mesh.model import LimitSource, NotAccepting
+from mesh.outlook import LEAST_LEFT_MS, Outlook
 from substation.sessions import Session
-
-# A car about to leave needs no infinite power: time left counts as at least five minutes of charging.
-_LEAST_TIME_LEFT_S = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,7 @@ class Report:
     time_scale: int
     generated_ms: int
     load: Load
+    ahead: Outlook
 
 
 @dataclass(slots=True)
@@ -76,5 +75,5 @@ def required_w(session: Session, now: int, scale: int) -> int:
     target = session.target_mj
     if target is None or session.charge.departure_ms is None:
         return session.charge.max_w
-    left_ms = max((session.charge.departure_ms - now) * scale, _LEAST_TIME_LEFT_S * 1000)
+    left_ms = max((session.charge.departure_ms - now) * scale, LEAST_LEFT_MS)
     return min(session.charge.max_w, (target - session.delivered_at(now, scale)) // left_ms)

@@ -59,15 +59,18 @@ class Power:
         self.budget = self._budget_at(now, sum(session.overdraw_w for session in active))
         self._note_cut(committed, before_w, now)
         before = [_shown(session) for session in active]
-        granted = self._grant(active, live, now)
+        granted = self._grant(active, live, committed, now)
         shown = [session for session, was in zip(active, before, strict=True) if _shown(session) != was]
-        return Settled(granted, shown, self._note_committed(live, now))
+        if granted:
+            committed = sum(session.committed_w for session in live)
+        return Settled(granted, shown, self._note_committed(committed, now))
 
-    def _grant(self, active: list[Session], live: Collection[Session], now: int) -> list[Session]:
+    def _grant(self, active: list[Session], live: Collection[Session], committed: int, now: int) -> list[Session]:
         claims = [grants.claim(session, now, self._scale) for session in active]
         targets = grants.shares(self._policy, claims, self.budget, self._turns, self._review, now)
         lowered = grants.lower(active, targets, now)
-        committed = sum(session.committed_w for session in live)
+        if lowered:
+            committed = sum(session.committed_w for session in live)
         raised = grants.raise_(active, targets, self.budget.cap_w - committed)
         for session in active:
             grants.explain(session, targets[session.session_id], self.budget)
@@ -100,9 +103,9 @@ class Power:
             self._cut_ms = now
             self._excused_until_ms = now + OBEY_MS
 
-    def _note_committed(self, live: Iterable[Session], now: int) -> int | None:
+    def _note_committed(self, committed_w: int, now: int) -> int | None:
         """Remembers what is committed; how long it took when that is back under a limit that was cut."""
-        self._most_w = sum(session.committed_w for session in live)
+        self._most_w = committed_w
         if self._cut_ms is None or self._most_w > self.budget.limit_w:
             return None
         took_ms, self._cut_ms = now - self._cut_ms, None

@@ -145,7 +145,10 @@ class Session:
     @property
     def flowing_w(self) -> int:
         """What it surely draws: as measured, or less when it may have acted on a lower offer since."""
-        return min([self.measured_w, *(offer.power_w for offer in self.offers)])
+        offers = self.offers
+        if len(offers) == 1:
+            return min(self.measured_w, offers[0].power_w)
+        return min([self.measured_w, *(offer.power_w for offer in offers)])
 
     def delivered_at(self, now: int, scale: int) -> int:
         """The register at `now` if the car goes on, under its leases; never above what was asked."""

@@ -13,8 +13,9 @@ from mesh import ids
 from mesh.charge import Charge, Key
 from mesh.errors import NotFound, PreconditionFailed
 from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
-from mesh.outlook import assumed_stay_ms
-from substation import admission, draw
+from mesh.outlook import Outlook, assumed_stay_ms
+from substation import admission, draw, grants
+from substation.completion import promised
 from substation.events import (
     Admitted,
     Changed,
@@ -91,6 +92,9 @@ class Station:
         self._admission_sequence = 0
         self._renew_ms: int | None = None
         self._commitments: tuple[object, ...] = ()
+        # Whether sharing anew at this moment could change anything, and when the next event is, once that is known.
+        self._unsettled = True
+        self._next: tuple[int | None] | None = None
         self._restore(memory, now)
 
     def _restore(self, memory: Memory, now: int) -> None:
@@ -243,12 +247,12 @@ class Station:
         """Carries everything to `now`, stopping at each event on the way, and shares the power."""
         self._pass_to(now)
         self._settle()
-        return self._take()
+        return self._taken()
 
     def settle(self) -> list[Event]:
         """Shares the power among the sessions as they are now."""
         self._settle()
-        return self._take()
+        return self._taken()
 
     def meter(self, now: int) -> list[Event]:
         """Carries all registers to `now`, to be kept and shown."""
@@ -262,12 +266,14 @@ class Station:
 
     def next_event(self) -> int | None:
         """When something happens by itself next, in wall milliseconds."""
-        times = [
-            self._power.next_event(self._now, bool(self._live)),
-            self._renew_ms,
-            *[self._next_of(session) for session in self._live.values()],
-        ]
-        return min([at for at in times if at is not None], default=None)
+        if self._next is None:
+            times = [
+                self._power.next_event(self._now, bool(self._live)),
+                self._renew_ms,
+                *[self._next_of(session) for session in self._live.values()],
+            ]
+            self._next = (min([at for at in times if at is not None], default=None),)
+        return self._next[0]
 
     # --- what it shows -------------------------------------------------------------------------------
 
@@ -319,6 +325,11 @@ class Station:
             not_accepting=self.accepting,
             over_limit_ms=self._power.over_limit_ms,
         )
+
+    def outlook(self, now: int) -> Outlook:
+        """What is promised for the hours ahead."""
+        claims = [grants.claim(s, now, self.config.time_scale) for s in self._live.values() if s.active]
+        return promised(claims, self._power.budget.limit_w)
 
     def _note_commitments(self) -> Sums:
         """Adds up the live sessions, and counts the sequence on when commitments changed since the last time."""
@@ -388,6 +399,7 @@ class Station:
         while (at := self.next_event()) is not None and at <= now:
             self._account(at)
             self._handle_due(max(at, self._now))
+            self._changed()
             self._settle()
         self._account(now)
 
@@ -398,6 +410,7 @@ class Station:
         """
         self._carry_registers()
         self._now = now
+        self._changed()
         self._power.resume(now)
         for session in self._live.values():
             session.metered_ms = now
@@ -407,13 +420,22 @@ class Station:
     def _account(self, to: int) -> None:
         """Lets time pass without an event: only the time over the limit adds up."""
         self._power.account(self._now, to)
-        self._now = max(self._now, to)
+        if to > self._now:
+            self._now = to
+            self._changed()
+
+    def _changed(self) -> None:
+        """What was found out of this moment holds no longer."""
+        self._unsettled = True
+        self._next = None
 
     def _next_of(self, session: Session) -> int | None:
         """When something is due for this session next."""
+        if not session.active:
+            return session.charge.departure_ms  # it holds its plug and nothing else
         scale = self.config.time_scale
         times = (
-            session.satisfied_at(scale) if session.active else None,
+            session.satisfied_at(scale),
             session.charge.departure_ms,
             session.lapses_at() if session.offers else None,
             None if session.undrawn_since_ms is None else draw.undrawn_until_ms(session, scale),
@@ -522,6 +544,9 @@ class Station:
     # --- power ---------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
+        if not self._unsettled:
+            return
+        self._next = None
         settled = self._power.settle(self._live.values(), self._now)
         for session in settled.granted:
             self._offer(session)
@@ -530,6 +555,8 @@ class Station:
             self._touched[session.session_id] = session
         if settled.complied_ms is not None:
             self._events.append(LimitComplied(settled.complied_ms))
+        # Where nothing was granted, sharing once more would change nothing either.
+        self._unsettled = bool(settled.granted)
         self._note_commitments()
 
     def _offer(self, session: Session) -> None:
@@ -541,6 +568,11 @@ class Station:
             self._renew_ms = self._now + self.config.lease_ms // 3
 
     def _take(self) -> list[Event]:
+        """The events of a call that may have changed anything."""
+        self._changed()
+        return self._taken()
+
+    def _taken(self) -> list[Event]:
         events, self._events = self._events, []
         events += [Changed(session) for session in self._touched.values()]
         self._touched = {}

@@ -101,6 +101,8 @@ def load_report(report: Report) -> load_pb2.LoadReport:
         not_accepting_reason=load_pb2.NotAcceptingReason.ValueType(load.not_accepting),
         time_scale=report.time_scale,
         over_limit_seconds=load.over_limit_ms / 1000,
+        evenly_kwh=map(kilowatt_hours, report.ahead.evenly_mj[1:]),
+        at_latest_kwh=map(kilowatt_hours, report.ahead.at_latest_mj[1:]),
     )
 
 

@@ -5,7 +5,7 @@ so registers are exact.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from substation.cars import Confirmed, Full, Reading
@@ -85,6 +85,18 @@ class Cars:
             if car.due_ms is not None and car.due_ms <= now:
                 events += self._step(car, now)
         return events
+
+    def read(self, now: int) -> None:
+        """Carries all registers to `now`; who has something to say has said it in `advance`."""
+        for car in self._cars.values():
+            _pass(car, now)
+
+    def cut_leases(self, until: int) -> None:
+        """Nobody renews them any more: what was offered lapses then, if not before."""
+        for car in self._cars.values():
+            car.lease_until_ms = min(car.lease_until_ms, until)
+            car.waiting = [(at, replace(offer, valid_until_ms=until)) for at, offer in car.waiting]
+            self._plan(car)
 
     def _step(self, car: Car, now: int) -> list[CarEvent]:
         _pass(car, now)

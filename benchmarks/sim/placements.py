@@ -6,7 +6,7 @@ from random import Random
 
 from benchmarks.sim.site import Site
 from mesh.charge import Charge
-from mesh.outlook import GRID_MS, Need, Outlook, need_of
+from mesh.outlook import GRID_MS, NOTHING, Outlook, nearest, need_of
 from substation import grants
 from substation.completion import promised
 from substation.load import Load
@@ -51,7 +51,9 @@ class Lowest:
         for name, site in sites.items():
             load = _load(site)
             if _fits(load, charge):
-                scored.append((self._score(load, _outlook(site, load, now), charge, now), self._rng.random(), name))
+                # Promises take longest to add up, and only one rule reads them.
+                ahead = _outlook(site, load, now) if self._score is completable_then_even else NOTHING
+                scored.append((self._score(load, ahead, charge, now), self._rng.random(), name))
         return [name for _, _, name in sorted(scored)]
 
 
@@ -82,18 +84,10 @@ def completable_then_even(load: Load, ahead: Outlook, charge: Charge, now: int) 
     if need is None:
         return least_utilisation(load, ahead, charge, now)
     # Nobody said when it leaves: that is no promise to keep.
-    breaks = charge.departure_ms is not None and not _completable(ahead, need, load.limit_w)
-    share = (2 * ahead.evenly_by(need.left_ms) + need.need_mj) / (2 * load.limit_w * need.left_ms)
+    breaks = charge.departure_ms is not None and not ahead.completable(need, load.limit_w)
+    at = nearest(need.left_ms)
+    share = (2 * ahead.evenly_mj[at] + need.evenly_mj(GRID_MS[at])) / (2 * load.limit_w * GRID_MS[at])
     return (breaks, share, least_utilisation(load, ahead, charge, now)[0])
-
-
-def _completable(ahead: Outlook, need: Need, limit_w: int) -> bool:
-    """Whether the promises there leave it what it needs, at each point of the grid."""
-    need = Need(need.need_mj, need.left_ms, min(need.max_w, limit_w))
-    if need.spare_ms < 0:
-        return False
-    curve = zip(GRID_MS, ahead.at_latest_mj, strict=True)
-    return all(t <= need.spare_ms or at_latest + need.at_latest_mj(t) <= limit_w * t for t, at_latest in curve)
 
 
 def _load(site: Site) -> Load:

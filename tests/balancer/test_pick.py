@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from balancer.desk import Desk
-from balancer.pick import FULL_SCAN, LEAST_UTILISATION, RANDOM_CHOICES, Pick
+from balancer.pick import FULL_SCAN, LEAST_LOAD_AHEAD, LEAST_UTILISATION, MOST_CHOICES, Pick
 from balancer.view import Load
 from mesh.errors import MeshError, Refused, Unavailable
 from mesh.model import ErrorReason, NotAccepting
+from mesh.outlook import Need, outlook
 from tests.balancer.makers import INTERVAL, NOW, address, charge, desk_of, load
 
 
@@ -41,6 +42,7 @@ def test_the_lowest_utilisation_after_placement_wins_not_the_lowest_power() -> N
         before=60 / 200,
         after=71 / 200,
         eligible=3,
+        need=None,
     )
 
 
@@ -129,7 +131,7 @@ def test_a_stale_one_is_asked_only_when_no_fresh_one_fits() -> None:
     desk.reported("fresh:1", load("fresh", sequence=2, demand_w=90_000), later)
     assert picked(desk, later).substation_id == "fresh"
     pick = picked(desk, later, tried=("fresh:1",))
-    assert (pick.substation_id, pick.policy) == ("stale", RANDOM_CHOICES)
+    assert pick.substation_id == "stale"
 
 
 def test_among_stale_ones_the_choice_is_partly_random() -> None:
@@ -153,23 +155,99 @@ def many(count: int = FULL_SCAN + 1, **changed: object) -> list[Load]:
     return [load(f"s{i}", **changed) for i in range(count)]
 
 
-def test_up_to_64_are_all_looked_at() -> None:
+def test_up_to_128_are_all_looked_at() -> None:
     loads = [load(f"s{i}", demand_w=1_000 if i == 40 else 2_000) for i in range(FULL_SCAN)]
     assert picked(desk_of(*loads)).substation_id == "s40"
 
 
-def test_beyond_64_a_few_random_ones_are_looked_at() -> None:
+def test_beyond_128_random_ones_are_looked_at() -> None:
     desk = desk_of(*many())
-    picks = [picked(desk) for _ in range(200)]
-    assert {pick.policy for pick in picks} == {RANDOM_CHOICES}
-    assert len({pick.substation_id for pick in picks}) > 40
+    picks = [picked(desk) for _ in range(1_000)]
+    assert {pick.eligible for pick in picks} == {MOST_CHOICES}
+    counts = Counter(pick.substation_id for pick in picks)
+    assert len(counts) == FULL_SCAN + 1
+    assert max(counts.values()) < 30, "all are as likely"
 
 
-def test_beyond_64_the_only_one_that_fits_is_found() -> None:
-    loads = many(accepting=False)
+def test_of_the_random_ones_the_least_utilised_is_chosen() -> None:
+    desk = desk_of(*(load(f"s{i}", demand_w=i) for i in range(1_000)))
+    picks = [int(picked(desk).substation_id[1:]) for _ in range(300)]
+    assert 10 < sum(picks) / len(picks) < 20, "the least of 64 among 1,000"
+
+
+@pytest.mark.parametrize(("foreign", "choices"), [(0, MOST_CHOICES), (120_000, 10), (480_000, 2)])
+def test_the_more_others_place_unseen_the_fewer_are_looked_at(foreign: int, choices: int) -> None:
+    """One in a millisecond, 25 ms of which are unseen, among 250: one in ten has been placed at."""
+    desk = desk_of(*many(250), load("busy", free_charge_points=foreign))
+    seen = load("busy", sequence=2, admission_sequence=foreign, free_charge_points=0)
+    desk.reported("busy:1", seen, NOW)
+    assert picked(desk).eligible == pytest.approx(choices, abs=1)
+
+
+def test_beyond_128_the_only_one_that_fits_is_found() -> None:
+    loads = many(free_charge_points=0)
     loads[50] = load("s50")
     pick = picked(desk_of(*loads))
-    assert (pick.address, pick.policy, pick.eligible) == (address("s50"), RANDOM_CHOICES, 1)
+    assert (pick.address, pick.eligible) == (address("s50"), 1)
+
+
+# 22 kWh at 11 kW: two hours, if it has all of its power.
+ENERGY_J = 22 * 3_600_000
+HOUR_MS = 3_600_000
+
+
+def busy(name: str, *needs: Need, **changed: Any) -> Load:  # noqa: ANN401
+    """A substation that has promised that much."""
+    completable = [need for need in needs if need.spare_ms >= 0]
+    return load(name, ahead=outlook(needs, completable), demand_w=sum(n.max_w for n in needs), **changed)
+
+
+def patient(count: int = 1) -> tuple[Need, ...]:
+    """Cars with 11 kWh and twelve hours."""
+    return (Need(11 * 3_600_000_000, 12 * HOUR_MS, 11_000),) * count
+
+
+def hurried(count: int = 1) -> tuple[Need, ...]:
+    """Cars with 22 kWh and two hours: not a minute to spare."""
+    return (Need(22 * 3_600_000_000, 2 * HOUR_MS, 11_000),) * count
+
+
+def test_a_car_with_an_amount_goes_where_least_is_promised_for_its_stay_not_where_least_power_is_asked() -> None:
+    desk = desk_of(busy("power", *patient(4)), busy("energy", *hurried(2)))
+    pick = picked(desk, energy_j=ENERGY_J, departure_ms=NOW + 4 * HOUR_MS)
+    assert (pick.substation_id, pick.policy) == ("power", LEAST_LOAD_AHEAD)
+    assert pick.score == pytest.approx((4 * 11 / 3 + 22 / 2) / 4 / 100, rel=1e-3)
+    assert picked(desk).substation_id == "energy", "of one that says nothing only its power counts"
+
+
+def test_it_goes_where_it_can_be_completed_even_if_more_is_promised_there() -> None:
+    """For the next two hours all of the small one's power is promised; over the day it is the emptier one."""
+    small = busy("small", *hurried(2), limit_w=22_000)
+    large = busy("large", *patient(60), limit_w=100_000)
+    assert picked(desk_of(small, large), energy_j=ENERGY_J, departure_ms=NOW + 24 * HOUR_MS).substation_id == "small"
+    desk = desk_of(small, busy("large", *patient(100), limit_w=100_000))
+    assert picked(desk, energy_j=ENERGY_J, departure_ms=NOW + 2 * HOUR_MS).substation_id == "large"
+
+
+def test_where_nobody_can_complete_it_the_least_promised_takes_it() -> None:
+    desk = desk_of(busy("a", *hurried(10)), busy("b", *hurried(9)))
+    assert picked(desk, energy_j=5 * ENERGY_J, departure_ms=NOW + HOUR_MS).substation_id == "b"
+
+
+def test_own_reservations_count_in_what_is_promised() -> None:
+    desk = desk_of(busy("a"), busy("b"))
+    counts: Counter[str] = Counter()
+    for number in range(30):
+        pick = picked(desk, number=number, energy_j=ENERGY_J)
+        desk.view.reserve(pick.address, charge(number).key, 11_000, NOW, pick.need)
+        counts[pick.substation_id] += 1
+    assert counts == {"a": 15, "b": 15}
+
+
+def test_where_one_report_does_not_tell_of_promises_utilisation_decides() -> None:
+    desk = desk_of(busy("a", *patient()), load("b", demand_w=5_000))
+    pick = picked(desk, energy_j=ENERGY_J)
+    assert (pick.substation_id, pick.policy) == ("b", LEAST_UTILISATION)
 
 
 def test_the_same_seed_gives_the_same_picks() -> None:

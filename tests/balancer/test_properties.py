@@ -11,7 +11,9 @@ from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Refused, Re
 from balancer.desk import Desk, Doubt, Fenced, Found
 from balancer.view import Load
 from mesh import errors
+from mesh.charge import Charge
 from mesh.model import ErrorReason
+from mesh.outlook import NOTHING, Outlook, need_of
 from tests.balancer.makers import (
     INTERVAL,
     NOW,
@@ -52,6 +54,18 @@ def test_unequal_ratings_end_within_one_car_of_each_other(seed: int) -> None:
     assert max(ratios) - min(ratios) <= 11_000 / 50_000
 
 
+def car(number: int) -> Charge:
+    """Of different power; of every third it is not known how much energy it wants."""
+    energy_j = None if number % 3 == 0 else (number % 7 + 1) * 3_600_000
+    return charge(number, max_w=5_000 + number % 4 * 3_000, energy_j=energy_j, departure_ms=NOW + 7_200_000)
+
+
+def promise(number: int) -> Outlook:
+    """What a substation reports of that car; time stands still for it."""
+    need = need_of(car(number), NOW, 1.0)
+    return NOTHING if need is None else need.outlook()
+
+
 class Truth:
     """A substation as it really is: every session at once on disk, each with its place in the stream."""
 
@@ -78,8 +92,9 @@ class Truth:
             sequence=self.sequence,
             admission_sequence=self.sequence,
             generated_at_ms=now,
-            demand_w=11_000 * len(self.sessions),
+            demand_w=sum(car(number).max_w for number in self.sessions),
             free_charge_points=120 - len(self.sessions),
+            ahead=sum((promise(number) for number in self.sessions), NOTHING),
         )
 
 
@@ -143,7 +158,7 @@ class Mesh(RuleBasedStateMachine):
     def a_car_asks(self) -> None:
         number = self.calls
         self.calls += 1
-        attempt = Attempt(self.desk, key(number), attempt_id(number), lambda: charge(number))
+        attempt = Attempt(self.desk, key(number), attempt_id(number), lambda: car(number))
         self._next(number, attempt, attempt.begin(self.now))
 
     @precondition(lambda self: self.asking)
@@ -233,7 +248,9 @@ class Mesh(RuleBasedStateMachine):
     @invariant()
     def reservations_are_never_negative_and_add_up(self) -> None:
         for known in self.desk.view:
-            assert known.reserved_w == 11_000 * len(known.reservations) >= 0
+            assert known.reserved_w == sum(r.demand_w for r in known.reservations.values()) >= 0
+            assert known.reserved == sum((r.ahead for r in known.reservations.values()), NOTHING)
+            assert min(known.reserved.evenly_mj + known.reserved.at_latest_mj) >= 0
 
     @invariant()
     def no_key_has_two_sessions(self) -> None:
@@ -255,8 +272,10 @@ class Mesh(RuleBasedStateMachine):
             self.admissions_arrive(name)
             self._report(truth)
             known = self.desk.view[address(name)]
-            assert known.reserved_w == 0, known.reservations
-            assert known.demand_w == 11_000 * len(truth.sessions)
+            assert (known.reserved_w, known.reserved) == (0, NOTHING), known.reservations
+            assert known.demand_w == truth.load(self.now).demand_w
+            assert known.free_charge_points == 120 - len(truth.sessions)
+            assert known.evenly_mj == sum((promise(number) for number in truth.sessions), NOTHING).evenly_mj
         assert not self.desk.doubts
 
 

@@ -21,7 +21,7 @@ from balancer.router import Router
 from balancer.subscriptions import Backoff, Subscription, Subscriptions
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, reports_pb2_grpc
 from mesh.charge import Key
-from mesh.clock import SystemClock
+from mesh.clock import SystemClock, seconds
 from mesh.errors import MeshError
 from mesh.interceptors import Context
 from mesh.model import ErrorReason, ReportState
@@ -77,6 +77,10 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         self.charging = charging
         self.silent = False
         self.unimplemented = False
+        # Told of every report; it may take something away.
+        self.spoil: Callable[[load_pb2.LoadReport], None] = lambda _: None
+        # Every stream breaks after its first report.
+        self.breaks = False
         self.streams = 0
         self.resolvable = asyncio.Event()
         self.resolvable.set()
@@ -95,7 +99,11 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not a substation")
         while True:
             if not self.silent:
-                yield reports_pb2.StreamLoadReportsResponse(report=self.charging.load())
+                report = self.charging.load()
+                self.spoil(report)
+                yield reports_pb2.StreamLoadReportsResponse(report=report)
+            if self.breaks:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
             await asyncio.sleep(0.02)
 
     async def StreamAdmissions(  # noqa: N802
@@ -410,6 +418,42 @@ async def test_a_report_that_cannot_be_processed_is_not_the_last(
     balancer.subscriptions.start()
     await until(lambda: balancer.state(a) is ReportState.FRESH)
     assert a.reports.streams == 2
+    await balancer.subscriptions.stop()
+    await balancer.peers.close()
+
+
+async def test_a_report_that_lacks_what_it_must_have_is_ignored_and_ends_nothing(
+    balancer: Balancer, a: Substation
+) -> None:
+    def counted(result: str) -> float:
+        return balancer.registry.get_sample_value("balancer_reports_total", {"result": result}) or 0
+
+    a.reports.spoil = lambda report: report.ClearField("demand_kw")
+    with capture_logs() as lines:
+        await until(lambda: counted("malformed") >= 5)
+        assert balancer.state(a) is ReportState.FRESH, "what is known of it still stands"
+        a.reports.spoil = lambda _: None
+        accepted = counted("accepted")
+        await until(lambda: counted("accepted") > accepted)
+    assert a.reports.streams == 1
+    [why] = {line["why"] for line in lines if line["event"] == "report ignored"}
+    assert why == "load report without demand_kw"
+
+
+async def test_only_a_report_that_could_be_used_makes_the_next_try_come_soon(a: Substation) -> None:
+    a.reports.breaks = True
+    a.reports.spoil = lambda report: report.ClearField("demand_kw")
+    balancer = Balancer(a)
+    balancer.subscriptions.start()
+    await until(lambda: a.reports.streams >= 3)
+    third_s = seconds()
+    await until(lambda: a.reports.streams >= 4)
+    assert seconds() - third_s >= 0.9, "pauses of about 0.3, 1 and 2 s, less jitter"
+    a.reports.spoil = lambda _: None
+    await until(lambda: balancer.state(a) is ReportState.FRESH)
+    streams = a.reports.streams
+    # Without a reset these two would take 6 s and more.
+    await until(lambda: a.reports.streams >= streams + 2, 4)
     await balancer.subscriptions.stop()
     await balancer.peers.close()
 

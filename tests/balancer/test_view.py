@@ -1,10 +1,16 @@
 """The load view: silence is not idleness, and nothing is counted twice or forgotten."""
 
+from math import e
+
 import pytest
 
-from balancer.view import HELD_MOST, HOLD_MS, LoadView, Received
+from balancer.view import FOREIGN_MEMORY_MS, HELD_MOST, HOLD_MS, LoadView, Received
 from mesh.model import ReportState
+from mesh.outlook import NOTHING, Need
 from tests.balancer.makers import INTERVAL, NOW, key, load
+
+# 22 kWh in two hours at 11 kW: not a minute to spare.
+CAR = Need(22 * 3_600_000_000, 2 * 3_600_000, 11_000)
 
 
 def view_of_one() -> LoadView:
@@ -222,3 +228,58 @@ def test_reading_changes_nothing() -> None:
     for now in (NOW + 60_000, NOW):
         view.state(known, now)
     assert view.state(known, NOW) is ReportState.FRESH
+
+
+# --- promises, and what others place
+
+
+def test_the_promises_are_the_reports_and_the_reservations() -> None:
+    view = view_of_one()
+    view.report("a:1", load(sequence=2, ahead=CAR.outlook()), NOW)
+    reservation = view.reserve("a:1", key(), 11_000, NOW, CAR)
+    assert view["a:1"].evenly_mj == (CAR.outlook() + CAR.outlook()).evenly_mj
+    view.report("a:1", load(sequence=3, ahead=NOTHING), NOW)
+    assert view["a:1"].evenly_mj == CAR.outlook().evenly_mj
+    view.release(reservation)
+    assert (view["a:1"].evenly_mj, view["a:1"].reserved) == (NOTHING.evenly_mj, NOTHING)
+
+
+def test_a_car_is_completable_beside_what_is_reported_and_reserved() -> None:
+    view = view_of_one()
+    assert view["a:1"].completable(CAR._replace(left_ms=1)), "the report does not tell"
+    view.report("a:1", load(sequence=2, limit_w=33_000, ahead=CAR.outlook()), NOW)
+    assert not view["a:1"].completable(CAR._replace(left_ms=1))
+    view.reserve("a:1", key(1), 11_000, NOW, CAR)
+    assert view["a:1"].completable(CAR)
+    view.reserve("a:1", key(2), 11_000, NOW, CAR)
+    assert not view["a:1"].completable(CAR)
+
+
+def test_what_others_place_is_what_reports_show_beside_our_own() -> None:
+    view, at = view_of_one(), NOW + 1
+    reservation = view.reserve("a:1", key(), 11_000, NOW)
+    ours = load(sequence=2, admission_sequence=1, free_charge_points=119, generated_at_ms=at)
+    view.replied(reservation, ours, at)
+    assert view.foreign.per_ms(at) == 0
+    # Two came and one left.
+    view.report("a:1", load(sequence=5, admission_sequence=4, free_charge_points=118, generated_at_ms=at), at)
+    assert view.foreign.per_ms(at) == pytest.approx(2 / FOREIGN_MEMORY_MS)
+    assert view.foreign.per_ms(at + FOREIGN_MEMORY_MS) == pytest.approx(2 / FOREIGN_MEMORY_MS / e)
+
+
+def test_the_entries_of_another_life_are_not_compared() -> None:
+    view = view_of_one()
+    view.report("a:1", load(epoch=NOW + 1, admission_sequence=50, free_charge_points=100), NOW)
+    assert view.foreign.per_ms(NOW) == 0
+
+
+def test_the_version_changes_with_who_may_be_asked_and_with_nothing_else() -> None:
+    view = view_of_one()
+    versions = [view.version]
+    view.report("a:1", load(sequence=2, demand_w=11_000), NOW + 1)
+    view.reserve("a:1", key(), 11_000, NOW + 1)
+    versions.append(view.version)
+    for sequence, accepting, at in ((3, False, 2), (4, True, 3), (5, True, 3 + 4 * INTERVAL)):
+        view.report("a:1", load(sequence=sequence, accepting=accepting), NOW + at)
+        versions.append(view.version)
+    assert [version - versions[0] for version in versions] == [0, 0, 1, 2, 3]

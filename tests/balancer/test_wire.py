@@ -5,6 +5,7 @@ import pytest
 from balancer import wire
 from gridmesh.v1 import reports_pb2
 from mesh.model import LimitSource, NotAccepting, StopReason
+from mesh.outlook import NOTHING, Need, outlook
 from tests.balancer.makers import NOW, load, session
 
 FROM_LATER = 99
@@ -18,6 +19,24 @@ def test_words_that_only_a_later_version_knows_are_unspecified() -> None:
     assert (read.limit_source, read.not_accepting) == (LimitSource.UNSPECIFIED, NotAccepting.UNSPECIFIED)
     admission = reports_pb2.Admission(session_id=session(), stop_reason=FROM_LATER)  # type: ignore[arg-type]
     assert wire.entry_of(admission, NOW).stop_reason is StopReason.UNSPECIFIED
+
+
+def test_promises_are_read_as_they_were_said_to_seven_digits() -> None:
+    need = Need(22 * 3_600_000_000, 4 * 3_600_000, 11_000)
+    said = load(ahead=outlook([need] * 100, [need] * 100))
+    read = wire.load_of(wire.report_of(said)).ahead
+    assert said.ahead is not None
+    assert read is not None
+    assert read.evenly_mj == pytest.approx(said.ahead.evenly_mj, rel=1e-6)
+    assert read.at_latest_mj == pytest.approx(said.ahead.at_latest_mj, rel=1e-6)
+
+
+def test_a_report_without_all_of_the_promises_tells_of_none() -> None:
+    report = wire.report_of(load(ahead=NOTHING))
+    assert wire.load_of(report).ahead == NOTHING
+    report.evenly_kwh.pop()
+    assert wire.load_of(report).ahead is None
+    assert wire.load_of(wire.report_of(load())).ahead is None
 
 
 def test_an_admission_whose_session_names_no_substation_is_malformed() -> None:

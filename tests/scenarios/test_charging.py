@@ -159,7 +159,7 @@ def test_the_placement_says_where_and_why(mesh: Mesh) -> None:
     body = charged(mesh)
     placement = body["placement"]
     assert placement["substation_id"] == body["session"]["substation_id"] == body["load"]["substation_id"] == "b"
-    assert (placement["policy"], placement["eligible"], placement["tried"]) == ("least_utilisation", 2, 1)
+    assert (placement["policy"], placement["eligible"], placement["tried"]) == ("least_load_ahead", 2, 1)
     assert (placement["utilisation_before"], placement["utilisation_after"]) == (0, 0.11)
     assert body["load"]["demand_kw"] == 11
 

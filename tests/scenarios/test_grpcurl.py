@@ -122,7 +122,7 @@ def test_a_car_is_charged_seen_watched_and_stopped(mesh: Mesh, name: str) -> Non
     session_id = admitted["session"]["session_id"]
     assert session_id.startswith("a.")
     assert admitted["placement"]["substation_id"] == "a"
-    assert admitted["placement"]["policy"] == {"balancer": "least_utilisation", "a": "direct"}[name]
+    assert admitted["placement"]["policy"] == {"balancer": "least_load_ahead", "a": "direct"}[name]
     assert admitted["load"]["demand_kw"] == 11
 
     got = call(mesh, name, f"{CHARGING}/GetSession", session_id=session_id)["session"]

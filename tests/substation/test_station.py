@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import pytest
 
 from mesh.errors import AttemptFenced, MeshError, NotFound, PreconditionFailed, Refused, Unavailable
 from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, SessionState, StopReason
+from mesh.outlook import NOTHING, Need, Outlook
 from substation import events as ev
+from substation import wire
 from substation.keys import REMEMBER_MS
 from substation.limits import Limit
+from substation.load import Report
 from substation.sessions import Session
 from substation.station import Memory
 from tests.substation.rig import NOW, Rig, a_charge, a_config, an_attempt
@@ -471,6 +476,28 @@ def test_the_report_sums_up_and_its_sequence_grows_with_commitments_only() -> No
     sequence = rig.station.load().sequence
     rig.run(3)
     assert rig.station.load().sequence == sequence
+
+
+def test_the_outlook_is_what_the_active_sessions_still_want_and_fades_as_they_get_it() -> None:
+    rig = Rig()
+    assert rig.station.outlook(rig.now) == NOTHING
+    two_hours = Need(36_000_000_000, 2 * HOUR * 1000, 11_000).outlook()
+    rig.charge(a_charge("1", departure_ms=NOW + 2 * HOUR * 1000))
+    # To a millijoule for each watt.
+    assert rig.station.outlook(rig.now).evenly_mj == two_hours.evenly_mj
+    assert rig.station.outlook(rig.now).at_latest_mj == pytest.approx(two_hours.at_latest_mj, abs=11_000)
+    rig.charge(a_charge("2", departure_ms=NOW + 2 * HOUR * 1000))
+    assert rig.station.outlook(rig.now).at_latest_mj == pytest.approx((two_hours + two_hours).at_latest_mj)
+    rig.run(HOUR // 2)
+    assert two_hours.evenly_mj[-1] > rig.station.outlook(rig.now).evenly_mj[-1] > 0
+    rig.run(HOUR)
+    assert rig.station.outlook(rig.now) == NOTHING
+
+
+def test_the_largest_report_is_under_a_kilobyte() -> None:
+    load = replace(Rig(a_config(rated_w=10**9)).station.load(), sequence=2**62, admission_sequence=2**62)
+    most = Outlook((0, *[10**15 + 1] * 14), (0, *[10**15 + 1] * 14))
+    assert wire.load_report(Report("s" * 40, 2**62, 3600, NOW, load, most)).ByteSize() < 400
 
 
 # --- after a restart

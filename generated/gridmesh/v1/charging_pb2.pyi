@@ -394,18 +394,21 @@ class Placement(_message.Message):
     substation_id: _builtins.str
     """The substation that admitted it."""
     policy: _builtins.str
-    """The rule that chose: `least_utilisation`, `random_choices` (many or stale substations), `direct`
-    (the client chose), `repeat` (the key was known).
+    """The rule that chose: `least_load_ahead` (the request says how much energy: where it can be completed,
+    and least is promised for its stay), `least_utilisation` (it does not), `direct` (the client chose),
+    `repeat` (the key was known).
     """
     score: _builtins.float
-    """The rule's score of the chosen substation; lowest wins."""
+    """The rule's score of the chosen substation: mean load ahead, or utilisation after, as a part of the
+    limit. The lowest wins, of those that can complete the car.
+    """
     utilisation_before: _builtins.float
     """Demand over limit before and after this session, in the balancer's view. May exceed 1: demand is
     what cars could take, not what they are granted.
     """
     utilisation_after: _builtins.float
     eligible: _builtins.int
-    """How many substations could have taken it."""
+    """How many substations could have taken it, of those looked at: all, up to 128."""
     tried: _builtins.int
     """How many were asked, this one included."""
     def __init__(

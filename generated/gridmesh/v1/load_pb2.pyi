@@ -5,9 +5,11 @@ What a substation says of its load. Carried by StreamLoadReports, by every Charg
 OperationsService.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -107,6 +109,8 @@ class LoadReport(_message.Message):
     NOT_ACCEPTING_REASON_FIELD_NUMBER: _builtins.int
     TIME_SCALE_FIELD_NUMBER: _builtins.int
     OVER_LIMIT_SECONDS_FIELD_NUMBER: _builtins.int
+    EVENLY_KWH_FIELD_NUMBER: _builtins.int
+    AT_LATEST_KWH_FIELD_NUMBER: _builtins.int
     substation_id: _builtins.str
     epoch: _builtins.int
     """Larger on every start of the substation. Reports of an older epoch are to be ignored."""
@@ -150,6 +154,22 @@ class LoadReport(_message.Message):
     """
     @_builtins.property
     def generated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def evenly_kwh(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What is promised to the active sessions for the hours ahead, as kWh that must have flowed after 15,
+        30, 45, 60 and 90 minutes and 2, 3, 4, 6, 8, 12, 16, 24 and 48 hours of charging from now. Both
+        curves say where a car with an energy and a departure fits; a placement without them rests on
+        demand_kw. Either all fourteen values of both, or none.
+
+        Were every car charged at a constant power until it leaves.
+        """
+
+    @_builtins.property
+    def at_latest_kwh(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Were every car that can still be completed charged as late as its full power allows. All of them can
+        be while this stays under limit x time.
+        """
+
     def __init__(
         self,
         *,
@@ -174,10 +194,12 @@ class LoadReport(_message.Message):
         not_accepting_reason: Global___NotAcceptingReason.ValueType = ...,
         time_scale: _builtins.float | None = ...,
         over_limit_seconds: _builtins.float | None = ...,
+        evenly_kwh: _abc.Iterable[_builtins.float] | None = ...,
+        at_latest_kwh: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "measured_kw", b"measured_kw", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "time_scale", b"time_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "limit_source", b"limit_source", "measured_kw", b"measured_kw", "not_accepting_reason", b"not_accepting_reason", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "substation_id", b"substation_id", "time_scale", b"time_scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "at_latest_kwh", b"at_latest_kwh", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "evenly_kwh", b"evenly_kwh", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "limit_source", b"limit_source", "measured_kw", b"measured_kw", "not_accepting_reason", b"not_accepting_reason", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "substation_id", b"substation_id", "time_scale", b"time_scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepting: _TypeAlias = _typing.Literal["accepting"]  # noqa: Y015
     _WhichOneofArgType__accepting: _TypeAlias = _typing.Literal["_accepting", b"_accepting"]  # noqa: Y015
