@@ -1,9 +1,9 @@
 """Where the next car goes.
 
-A car that says how much energy it wants goes where it can still be completed, and of these to where the mean
-load over its own stay is the lowest part of the limit. Of one that does not say, nothing is known but its power:
-the lowest (demand + asked) / limit after placement. Ties are broken at random. Never raw kW: with unequal
-ratings that is no better than random.
+A car that says how much energy it wants goes where least energy is lost by it, its own or that of others, and of
+these to where the mean load over its own stay, with some room for its power, is the lowest part of the limit.
+Of one that does not say, nothing is known but its power: the lowest (demand + asked) / limit after placement.
+Ties are broken at random. Never raw kW: with unequal ratings that is no better than random.
 
 Up to 128 substations are all looked at, which keeps equal substations equal. Beyond that, and where only stale
 ones are left, distinct random ones are: the fewer, the more cars other balancers have placed that no report shows
@@ -21,11 +21,13 @@ from balancer.view import Known, LoadView
 from mesh.charge import Charge
 from mesh.errors import MeshError, Refused, Unavailable
 from mesh.model import ErrorReason, NotAccepting, ReportState
-from mesh.outlook import GRID_MS, Need, nearest, need_of
+from mesh.outlook import Need, need_of, place, room_w
 
 FULL_SCAN = 128
 MOST_CHOICES = 64
 LEAST_CHOICES = 2
+# What a car would cost is found out for so many: it takes longer than all the rest.
+CLOSER_LOOKS = 16
 # Pushed reports leave 20 ms after a change and need some milliseconds to get here.
 PUSHED_LAG_MS = 25
 
@@ -36,8 +38,9 @@ LEAST_LOAD_AHEAD = "least_load_ahead"
 class Pick(NamedTuple):
     """A choice and its reasons. `before` and `after` are demand over limit in the balancer's view.
 
-    `score` is what was lowest: utilisation after placement, or the mean load over the car's stay as a part of the
-    limit. `need` is what the car asks of the hours ahead, if it says how much energy it wants.
+    `score` is what was lowest: utilisation after placement, or the mean load over the car's stay, with room for
+    its power, as a part of the limit. `need` is what the car asks of the hours ahead, if it says how much energy
+    it wants.
     """
 
     address: str
@@ -165,25 +168,26 @@ class Picker:
     def _by_outlook(self, fitting: list[Known], evenly: list[Any], charge: Charge, now: int) -> Pick:
         need = need_of(charge, now, fitting[0].time_scale)
         assert need is not None
-        # The promises by about the end of its stay, with half of its own: a small car on a large substation and the
-        # reverse are compared by what they change.
-        at = nearest(need.left_ms)
-        by_ms = GRID_MS[at]
-        own_mj = need.evenly_mj(by_ms) / 2
-        scores = [(curve[at] + own_mj) / known.limit_w for curve, known in zip(evenly, fitting, strict=True)]
-        chosen, score = self._completing(fitting, scores, need, charge)
-        return _pick(chosen, LEAST_LOAD_AHEAD, score / by_ms, charge, len(fitting), need)
+        at, part = place(need.left_ms)
+        before, after, own_w = (1 - part) / need.left_ms, part / need.left_ms, room_w(need)
+        scores = [
+            (curve[at - 1] * before + curve[at] * after + own_w) / known.limit_w
+            for curve, known in zip(evenly, fitting, strict=True)
+        ]
+        chosen, score = self._least_lost(fitting, scores, need, charge)
+        return _pick(chosen, LEAST_LOAD_AHEAD, score, charge, len(fitting), need)
 
-    def _completing(self, fitting: list[Known], scores: list[float], need: Need, charge: Charge) -> tuple[Known, float]:
-        """The lowest that can complete it. Nobody said when it leaves: then there is no promise to break."""
+    def _least_lost(self, fitting: list[Known], scores: list[float], need: Need, charge: Charge) -> tuple[Known, float]:
+        """The lowest of those where least energy is lost. Nobody said when it leaves: then there is nothing to lose."""
         lowest = min(scores)
         chosen = self._one(fitting, scores, lowest)
-        if charge.departure_ms is None or chosen.completable(need):
+        if charge.departure_ms is None or chosen.lost_mj(need) <= 0:
             return chosen, lowest
-        for at in sorted(range(len(fitting)), key=scores.__getitem__):
-            if fitting[at].completable(need):
-                return fitting[at], scores[at]
-        return chosen, lowest
+        nearest = sorted(range(len(fitting)), key=scores.__getitem__)[:CLOSER_LOOKS]
+        # In thousandths of what it asks for: less is rounding.
+        random = self._rng.random
+        at = min(nearest, key=lambda at: (fitting[at].lost_mj(need) * 1_000 // need.need_mj, scores[at], random()))
+        return fitting[at], scores[at]
 
     def _one(self, fitting: list[Known], scores: list[float], lowest: float) -> Known:
         """With that score; of several any."""

@@ -23,7 +23,7 @@ from operator import add
 from balancer.rate import Rate
 from mesh.charge import Key
 from mesh.model import LimitSource, NotAccepting, ReportState
-from mesh.outlook import NOTHING, Need, Outlook
+from mesh.outlook import NOTHING, Need, Outlook, lost_mj
 
 FRESH_INTERVALS = 3
 # Longer than any restart: what has been silent for so long is not asked at all.
@@ -121,6 +121,8 @@ class Known:
     admits_w: int = -1
     # The promises, charged evenly; None where the report does not tell of them.
     evenly_mj: tuple[float, ...] | None = None
+    # What they leave of the limit; None until somebody asks.
+    slack_mj: list[float] | None = None
     time_scale: float = 1.0
     # Reports ahead of the admissions stream, oldest first, with their arrival.
     held: list[tuple[Load, int]] = field(default_factory=list)
@@ -132,16 +134,18 @@ class Known:
         """Empty until it has reported."""
         return self.load.substation_id if self.load else ""
 
-    def completable(self, need: Need) -> bool:
-        """Whether that car can be completed there with all that is promised; True where no report tells."""
+    def lost_mj(self, need: Need) -> float:
+        """What that car would cost there in energy, its own or that of others; 0 where no report tells."""
         if self.load is None or self.load.ahead is None:
-            return True
-        ahead = self.load.ahead + self.reserved if self.reservations else self.load.ahead
-        return ahead.completable(need, self.limit_w)
+            return 0
+        if self.slack_mj is None:
+            self.slack_mj = (self.load.ahead + self.reserved).slack_mj(self.limit_w)
+        return lost_mj(need, self.slack_mj, self.limit_w)
 
     def add_up(self) -> None:
         """After the report or the reservations changed."""
         load = self.load
+        self.slack_mj = None
         if load is not None:
             self.demand_w = load.demand_w + self.reserved_w
             self.limit_w = load.limit_w

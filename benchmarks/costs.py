@@ -138,7 +138,7 @@ def a_load(name: str, rng: Random) -> Load:
         charge_points=120,
         free_charge_points=120 - len(needs),
         accepting=True,
-        ahead=outlook(needs, [need for need in needs if need.spare_ms >= 0]),
+        ahead=outlook(needs),
     )
 
 

@@ -32,7 +32,7 @@ PLACEMENTS: dict[str, Callable[[int], Placement | Plan]] = {
     "least kW": lambda seed: placements.Lowest("least kW", placements.least_kw, seed),
     "least utilisation": lambda seed: placements.Lowest("least utilisation", placements.least_utilisation, seed),
     "least required power": lambda seed: placements.Lowest("least required power", placements.least_required, seed),
-    "ours, told at once": lambda seed: placements.Lowest("ours", placements.completable_then_even, seed),
+    "ours, told at once": lambda seed: placements.Lowest("ours", placements.least_lost_then_even, seed),
     "ours": lambda _: Plan(),
 }
 

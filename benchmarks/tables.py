@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from benchmarks import acn_reference, bound, caltech, costs, ingest, optimum, pooling, render, routing
+from benchmarks import acn_reference, bound, caltech, costs, faults, ingest, optimum, pooling, render, routing
 from benchmarks.sim.month import Outcome
-from benchmarks.sim.traces import acn, by_site, norway
+from benchmarks.sim.traces import acn, norway
 
 RESULTS = Path(__file__).parent / "results"
 MONTH = "2020-01"
@@ -75,10 +75,8 @@ def _pooled(total_kw: int) -> Figures:
     return {"energy": optimum.percent(norway(MONTH), total_kw * 1000)}
 
 
-def _pinned(total_kw: int) -> Figures:
-    visits = norway(MONTH)
-    limits_w = [config.rated_w for config in pooling.configs(by_site(visits), total_kw)]
-    return {"energy": 100 * bound.most_pinned_j(visits, limits_w) / sum(visit.due_j for visit in visits)}
+def _placed(total_kw: int) -> Figures:
+    return {"energy": bound.where_placed(norway(MONTH), total_kw, "ours", "ours")}
 
 
 def cells_b() -> Iterator[Cell]:
@@ -87,7 +85,7 @@ def cells_b() -> Iterator[Cell]:
         label = {"total_kw": total, "placement": placement, "sharing": sharing}
         yield Cell(label, partial(_plain, total, placement, sharing))
     for total in pooling.TOTALS_KW:
-        yield Cell({"total_kw": total, "placement": render.PINNED, "sharing": render.BOUND}, partial(_pinned, total))
+        yield Cell({"total_kw": total, "placement": render.PLACED, "sharing": render.BOUND}, partial(_placed, total))
         yield Cell({"total_kw": total, "placement": render.POOLED, "sharing": render.OPTIMUM}, partial(_pooled, total))
 
 
@@ -160,6 +158,21 @@ def cells_d() -> Iterator[Cell]:
         yield Cell({"rate": rate, "bare": int(is_bare)}, partial(_ingest, rate, is_bare))
 
 
+# --- e: faults --------------------------------------------------------------------------------------
+
+
+def _faulty(name: str, seed: int) -> Figures:
+    visits = norway(faults.MONTH)
+    part = faults.some_days(visits, faults.FIRST_DAY, faults.DAYS)
+    return asdict(faults.run(part, faults.SCENARIOS[name], visits, seed))
+
+
+def cells_e() -> Iterator[Cell]:
+    """Scenarios, for each seed."""
+    for name, seed in itertools.product(faults.SCENARIOS, faults.SEEDS):
+        yield Cell({"scenario": name, "seed": seed}, partial(_faulty, name, seed))
+
+
 # --- all --------------------------------------------------------------------------------------------
 
 TABLES: dict[str, Callable[[], Iterator[Cell]]] = {
@@ -169,6 +182,7 @@ TABLES: dict[str, Callable[[], Iterator[Cell]]] = {
     "a": cells_a,
     "b": cells_b,
     "doubts": cells_doubts,
+    "e": cells_e,
 }
 MEASURED = {"d"}
 

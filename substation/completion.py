@@ -94,6 +94,4 @@ class Completion:
 
 def promised(claims: Sequence[Claim], limit_w: int) -> Outlook:
     """What the substation has ahead of it, as its reports say it."""
-    needs = {claim.session_id: need(claim, limit_w) for claim in claims}
-    names, _ = completable(needs, limit_w)
-    return outlook(list(needs.values()), [needs[name] for name in names])
+    return outlook([need(claim, limit_w) for claim in claims])

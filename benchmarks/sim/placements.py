@@ -6,7 +6,7 @@ from random import Random
 
 from benchmarks.sim.site import Site
 from mesh.charge import Charge
-from mesh.outlook import GRID_MS, NOTHING, Outlook, nearest, need_of
+from mesh.outlook import NOTHING, Outlook, lost_mj, need_of, place, room_w
 from substation import grants
 from substation.completion import promised
 from substation.load import Load
@@ -52,7 +52,7 @@ class Lowest:
             load = _load(site)
             if _fits(load, charge):
                 # Promises take longest to add up, and only one rule reads them.
-                ahead = _outlook(site, load, now) if self._score is completable_then_even else NOTHING
+                ahead = _outlook(site, load, now) if self._score is least_lost_then_even else NOTHING
                 scored.append((self._score(load, ahead, charge, now), self._rng.random(), name))
         return [name for _, _, name in sorted(scored)]
 
@@ -74,20 +74,21 @@ def least_required(load: Load, ahead: Outlook, charge: Charge, now: int) -> tupl
     return ((load.required_w + required_w) / load.limit_w,)
 
 
-def completable_then_even(load: Load, ahead: Outlook, charge: Charge, now: int) -> tuple[float, ...]:
-    """Where it can be completed with all that is promised there; of these, where there is most room while it stays.
-
-    Room is the mean of the evenly spread load over its own stay, with half of its own: a small car on a
-    large site and the reverse are then compared by what they change.
-    """
+def least_lost_then_even(load: Load, ahead: Outlook, charge: Charge, now: int) -> tuple[float, ...]:
+    """Where least energy is lost by it; of these, where there is most room while it stays."""
     need = need_of(charge, now, 1.0)
     if need is None:
         return least_utilisation(load, ahead, charge, now)
     # Nobody said when it leaves: that is no promise to keep.
-    breaks = charge.departure_ms is not None and not ahead.completable(need, load.limit_w)
-    at = nearest(need.left_ms)
-    share = (2 * ahead.evenly_mj[at] + need.evenly_mj(GRID_MS[at])) / (2 * load.limit_w * GRID_MS[at])
-    return (breaks, share, least_utilisation(load, ahead, charge, now)[0])
+    lost = (
+        0
+        if charge.departure_ms is None
+        else lost_mj(need, ahead.slack_mj(load.limit_w), load.limit_w) * 1_000 // need.need_mj
+    )
+    at, part = place(need.left_ms)
+    before, after = ahead.evenly_mj[at - 1 : at + 1]
+    share = ((before + (after - before) * part) / need.left_ms + room_w(need)) / load.limit_w
+    return (lost, share, least_utilisation(load, ahead, charge, now)[0])
 
 
 def _load(site: Site) -> Load:

@@ -244,15 +244,15 @@ def test_the_promises_are_the_reports_and_the_reservations() -> None:
     assert (view["a:1"].evenly_mj, view["a:1"].reserved) == (NOTHING.evenly_mj, NOTHING)
 
 
-def test_a_car_is_completable_beside_what_is_reported_and_reserved() -> None:
+def test_a_car_costs_nothing_that_fits_beside_what_is_reported_and_reserved() -> None:
     view = view_of_one()
-    assert view["a:1"].completable(CAR._replace(left_ms=1)), "the report does not tell"
+    assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) == 0, "the report does not tell"
     view.report("a:1", load(sequence=2, limit_w=33_000, ahead=CAR.outlook()), NOW)
-    assert not view["a:1"].completable(CAR._replace(left_ms=1))
+    assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) > 0
     view.reserve("a:1", key(1), 11_000, NOW, CAR)
-    assert view["a:1"].completable(CAR)
+    assert view["a:1"].lost_mj(CAR) == 0
     view.reserve("a:1", key(2), 11_000, NOW, CAR)
-    assert not view["a:1"].completable(CAR)
+    assert view["a:1"].lost_mj(CAR) > 0
 
 
 def test_what_others_place_is_what_reports_show_beside_our_own() -> None:

@@ -23,7 +23,7 @@ def test_words_that_only_a_later_version_knows_are_unspecified() -> None:
 
 def test_promises_are_read_as_they_were_said_to_seven_digits() -> None:
     need = Need(22 * 3_600_000_000, 4 * 3_600_000, 11_000)
-    said = load(ahead=outlook([need] * 100, [need] * 100))
+    said = load(ahead=outlook([need] * 100))
     read = wire.load_of(wire.report_of(said)).ahead
     assert said.ahead is not None
     assert read is not None

@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.outlook import GRID_MS, NOTHING, Need, nearest, need_of, outlook
+from mesh.outlook import GRID_MS, NOTHING, Need, Outlook, lost_mj, need_of, outlook, place
 from tests.substation.rig import a_charge
 
 MINUTES = 60_000
@@ -31,11 +32,11 @@ def test_charged_evenly_a_quarter_flows_in_a_quarter_of_the_stay() -> None:
 
 @given(st.lists(needs, max_size=5))
 def test_the_curves_are_the_sums_over_the_cars(cars: list[Need]) -> None:
-    completable = [car for car in cars if car.spare_ms >= 0]
-    ahead = outlook(cars, completable)
+    ahead = outlook(cars)
     for at, t in enumerate(GRID_MS):
         assert abs(ahead.evenly_mj[at] - sum(car.evenly_mj(t) for car in cars)) <= ROUNDING_MJ * len(cars)
-        assert abs(ahead.at_latest_mj[at] - sum(car.at_latest_mj(t) for car in completable)) <= ROUNDING_MJ * len(cars)
+        at_latest = sum(car.at_latest_mj(t) - car.at_latest_mj(0) for car in cars)
+        assert abs(ahead.at_latest_mj[at] - at_latest) <= ROUNDING_MJ * len(cars)
 
 
 @given(needs, needs)
@@ -43,20 +44,27 @@ def test_what_is_added_can_be_taken_away_again(one: Need, other: Need) -> None:
     assert one.outlook() + other.outlook() - one.outlook() - other.outlook() == NOTHING
 
 
-def test_a_car_is_completable_where_what_is_promised_leaves_it_room_at_every_moment() -> None:
+def cost(promised: Outlook, need: Need, limit_w: int) -> float:
+    return lost_mj(need, promised.slack_mj(limit_w), limit_w)
+
+
+def test_a_car_costs_what_is_promised_and_asked_above_the_limit() -> None:
     hurried = Need(22 * HOUR_MS * 1_000, 2 * HOUR_MS, 11_000)
-    assert NOTHING.completable(hurried, 11_000)
-    assert not NOTHING.completable(hurried, 10_999), "the limit is below its power, and it has no time to spare"
-    assert not hurried.outlook().completable(hurried, 21_999)
-    assert hurried.outlook().completable(hurried, 22_000)
+    assert cost(NOTHING, hurried, 11_000) == 0
+    assert cost(NOTHING, hurried, 10_000) == pytest.approx(2 * HOUR_MS * 1_000, rel=1e-6), "its own power is cut"
+    assert cost(hurried.outlook(), hurried, 22_000) == 0
+    assert cost(hurried.outlook(), hurried, 20_000) == pytest.approx(4 * HOUR_MS * 1_000, rel=1e-6)
     later = Need(22 * HOUR_MS * 1_000, 4 * HOUR_MS, 11_000)
-    assert hurried.outlook().completable(later, 11_000), "one after the other"
-    assert not hurried.outlook().completable(later._replace(left_ms=4 * HOUR_MS - MINUTES), 11_000)
+    assert cost(hurried.outlook(), later, 11_000) == 0, "one after the other"
+    half_an_hour = HOUR_MS // 2 * 11_000
+    assert cost(hurried.outlook(), later._replace(left_ms=7 * HOUR_MS // 2), 11_000) == pytest.approx(half_an_hour)
+    both = hurried.outlook() + hurried.outlook()
+    assert cost(both, later, 11_000) == pytest.approx(0), "what is lost without it is not its fault"
 
 
-def test_the_end_of_a_stay_is_taken_to_the_nearest_point() -> None:
-    assert [GRID_MS[nearest(m * MINUTES)] // MINUTES for m in (1, 14, 20, 22, 60, 70, 100, 3_000, 99_999)] == [
-        15, 15, 15, 30, 60, 60, 90, 2_880, 2_880,
+def test_a_time_is_placed_between_two_points() -> None:
+    assert [place(m * MINUTES) for m in (0, 15, 75, 2_880, 99_999)] == [
+        (1, 0), (2, 0), (5, 0.5), (len(GRID_MS) - 1, 1), (len(GRID_MS) - 1, 1),
     ]  # fmt: skip
 
 

@@ -157,17 +157,17 @@ class LoadReport(_message.Message):
     @_builtins.property
     def evenly_kwh(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """What is promised to the active sessions for the hours ahead, as kWh that must have flowed after 15,
-        30, 45, 60 and 90 minutes and 2, 3, 4, 6, 8, 12, 16, 24 and 48 hours of charging from now. Both
+        30, 45, 60 and 90 minutes, each hour from 2 to 16, and 18, 20, 24, 30 and 48 hours of charging from now. Both
         curves say where a car with an energy and a departure fits; a placement without them rests on
-        demand_kw. Either all fourteen values of both, or none.
+        demand_kw. Either all 25 values of both, or none.
 
         Were every car charged at a constant power until it leaves.
         """
 
     @_builtins.property
     def at_latest_kwh(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Were every car that can still be completed charged as late as its full power allows. All of them can
-        be while this stays under limit x time.
+        """Were every car charged as late as its full power allows. All of them can be completed while this stays
+        under limit x time; what is over is lost.
         """
 
     def __init__(
