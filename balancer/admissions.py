@@ -115,9 +115,9 @@ class AdmissionIndex:
         return [entry for entry in entries if self._put(entry)]
 
     def replied(self, entry: Entry) -> None:
-        """An own reply shows this session. What the stream said of it stays."""
+        """An own reply shows this session. What the stream said of it stays, unless it has ended since."""
         known = self._at(entry.substation_id).entries.get(entry.key)
-        if known is None or known.session_id != entry.session_id:
+        if known is None or known.session_id != entry.session_id or (known.live and not entry.live):
             self._put(entry)
 
     def holds(self, substation_id: str, key: Key) -> bool:

@@ -9,6 +9,8 @@ router.
      |                      |  +--- refused          +--- found ---> REPEATING or answered
      +-- key is known --> REPEATING -- replied --> DONE
 
+Wherever the session that comes back was ended as the duplicate of another one, REPEATING goes on at that one.
+
 The rule on doubt (exactly one session per key): after a call was sent, only a reply, a definite
 refusal, the session or a fence may end the attempt at that substation. Until one of them no other is
 asked, and the doubt outlives the call that caused it.
@@ -159,6 +161,7 @@ class Event(Enum):
     KNOWN = "the key has a session"
     DOUBTED = "the key is in doubt"
     REPLIED = "replied"
+    SUPERSEDED = "a session was shown that was ended because its key has another one"
     REFUSED = "refused, another may be asked"
     REJECTED = "refused for good"
     UNREACHED = "not sent"
@@ -181,6 +184,8 @@ class _Tries:
     # Those to which something was sent.
     sent: int = 0
     refusals: list[MeshError] = field(default_factory=list)
+    # Survivors that it was sent on to.
+    survivors: set[str] = field(default_factory=set)
 
 
 class Attempt:
@@ -226,6 +231,8 @@ class Attempt:
                 if not error.definite or error.reason in _IN_DOUBT:
                     return Event.LOST
                 return Event.REJECTED if error.reason in _FINAL else Event.REFUSED
+            case Replied(duplicate_of=survivor) | Found(duplicate_of=survivor) if substation_of(survivor) is not None:
+                return Event.SUPERSEDED
             case Found(attempt_id=attempt_id, reply=reply):
                 return Event.FOUND_OURS if reply is not None and attempt_id >= self.attempt_id else Event.FOUND_OTHER
             case _:
@@ -267,7 +274,22 @@ class Attempt:
     def _repeat(self, outcome: Outcome | None, now: int) -> Step:
         found = outcome.session_id if isinstance(outcome, Found) else ""
         where = self._desk.index.find(self.key)
-        substation_id = where.substation_id if where else substation_of(found) or ""
+        return self._repeat_at(where.substation_id if where else substation_of(found) or "")
+
+    def _follow(self, outcome: Outcome | None, now: int) -> Step:
+        """The index did not know yet that this session was ended for another: that one is the answer."""
+        assert isinstance(outcome, Replied | Found)
+        if isinstance(outcome, Replied):
+            self._take(outcome, now)
+        if self.abandoned:
+            return self._fail(_GIVEN_UP)
+        survivor = outcome.duplicate_of
+        if survivor in self._tries.survivors:
+            return self._fail(_unknown(f"its session {survivor} leads back to itself"))
+        self._tries.survivors.add(survivor)
+        return self._repeat_at(substation_of(survivor) or "")
+
+    def _repeat_at(self, substation_id: str) -> Step:
         address = self._desk.view.address_of(substation_id)
         self._placement = Placement(substation_id, REPEAT, tried=len(self._tries.addresses) + 1)
         if address is None:
@@ -284,15 +306,19 @@ class Attempt:
 
     def _answer(self, outcome: Outcome | None, now: int) -> Step:
         assert isinstance(outcome, Replied)
-        assert self._asked is not None
         assert self._placement is not None
-        self._desk.ejections.succeeded(self._asked.address, now)
-        self._desk.replied(self.key, self._asked.address, self._reservation, outcome, now)
-        self._reservation = None
+        self._take(outcome, now)
         repeated = outcome.repeated or self.state is State.REPEATING
         self.state = State.DONE
         placement = Placement(self._placement.substation_id, REPEAT) if repeated else self._placement
         return Answer(outcome.reply, placement, repeated)
+
+    def _take(self, reply: Replied, now: int) -> None:
+        """What a reply tells, whatever the client will be told."""
+        assert self._asked is not None
+        self._desk.ejections.succeeded(self._asked.address, now)
+        self._desk.replied(self.key, self._asked.address, self._reservation, reply, now)
+        self._reservation = None
 
     def _next(self, outcome: Outcome | None, now: int) -> Step:
         """Definitely not admitted there: the next best."""
@@ -387,12 +413,14 @@ class Attempt:
         (State.NEW, Event.KNOWN): _repeat,
         (State.NEW, Event.DOUBTED): _resolve,
         (State.ASKING, Event.REPLIED): _answer,
+        (State.ASKING, Event.SUPERSEDED): _follow,
         (State.ASKING, Event.REFUSED): _next,
         (State.ASKING, Event.UNREACHED): _next,
         (State.ASKING, Event.REJECTED): _reject,
         (State.ASKING, Event.LOST): _doubt,
         (State.ASKING, Event.LATE): _out_of_time,
         (State.REPEATING, Event.REPLIED): _answer,
+        (State.REPEATING, Event.SUPERSEDED): _follow,
         (State.REPEATING, Event.REFUSED): _reject,
         (State.REPEATING, Event.REJECTED): _reject,
         (State.REPEATING, Event.UNREACHED): _unreached,
@@ -400,6 +428,7 @@ class Attempt:
         (State.REPEATING, Event.LATE): _late,
         (State.RESOLVING, Event.FOUND_OURS): _answer_found,
         (State.RESOLVING, Event.FOUND_OTHER): _repeat,
+        (State.RESOLVING, Event.SUPERSEDED): _follow,
         (State.RESOLVING, Event.FENCED): _fenced,
         (State.RESOLVING, Event.LATE): _late,
     }

@@ -17,11 +17,15 @@ from balancer.pick import PUSHED_LAG_MS, Picker
 from balancer.view import Load, LoadView, Received, Reservation
 from mesh.charge import Key
 from mesh.ids import substation_of
+from mesh.model import StopReason
 
 
 @dataclass(frozen=True, slots=True)
 class Replied:
-    """The substation answered with a session. `reply` is the caller's own, handed back in `Answer`."""
+    """The substation answered with a session. `reply` is the caller's own, handed back in `Answer`.
+
+    `duplicate_of`: the other session of the key for which this one was ended; empty when it was not.
+    """
 
     load: Load
     session_id: str
@@ -29,6 +33,7 @@ class Replied:
     ended_at_ms: int | None
     repeated: bool
     reply: Any = None
+    duplicate_of: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -49,13 +54,17 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The doubt is settled: the key has a session there. `attempt_id` is empty when only the index shows it."""
+    """The doubt is settled: the key has a session there. `attempt_id` is empty when only the index shows it.
+
+    `duplicate_of`: as in `Replied`.
+    """
 
     load: Load | None
     session_id: str
     attempt_id: str = ""
     ended_at_ms: int | None = None
     reply: Any = None
+    duplicate_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +173,22 @@ class Desk:
             self.view.release(doubt.reservation)
         elif outcome.load is not None:
             self.view.replied(doubt.reservation, outcome.load, now)
-            self._note(doubt.key, outcome.session_id, outcome.attempt_id, outcome.ended_at_ms, outcome.load)
+            self._note(doubt.key, outcome, outcome.load)
         return Settled(doubt, outcome)
 
-    def _note(self, key: Key, session_id: str, attempt_id: str, ended_at_ms: int | None, load: Load) -> None:
+    def _note(self, key: Key, shown: Replied | Found, load: Load) -> None:
         self.index.replied(
             Entry(
                 key=key,
-                session_id=session_id,
-                substation_id=substation_of(session_id) or load.substation_id,
-                attempt_id=attempt_id,
+                session_id=shown.session_id,
+                substation_id=substation_of(shown.session_id) or load.substation_id,
+                attempt_id=shown.attempt_id,
                 epoch=load.epoch,
                 sequence=load.admission_sequence,
-                ended_at_ms=ended_at_ms,
+                ended_at_ms=shown.ended_at_ms,
+                # Of the reasons only this one matters here.
+                stop_reason=StopReason.DUPLICATE if shown.duplicate_of else StopReason.UNSPECIFIED,
+                duplicate_of=shown.duplicate_of,
                 noted=True,
             )
         )
@@ -187,4 +199,4 @@ class Desk:
             self.view.report(address, outcome.load, now)
         else:
             self.view.replied(reservation, outcome.load, now)
-        self._note(key, outcome.session_id, outcome.attempt_id, outcome.ended_at_ms, outcome.load)
+        self._note(key, outcome, outcome.load)

@@ -343,6 +343,7 @@ def _replied(response: charging_pb2.ChargeResponse) -> Outcome:
         ended_at_ms=wire.ended_at_ms(session),
         repeated=response.repeated,
         reply=response,
+        duplicate_of=session.duplicate_of,
     )
 
 
@@ -354,4 +355,5 @@ def _resolved(response: reports_pb2.ResolveChargeResponse, doubt: Doubt) -> Foun
         return Fenced()
     session = response.session
     reply = charging_pb2.ChargeResponse(session=session, load=response.load)
-    return Found(load, session.session_id, session.attempt_id, wire.ended_at_ms(session), reply)
+    ended_at_ms = wire.ended_at_ms(session)
+    return Found(load, session.session_id, session.attempt_id, ended_at_ms, reply, session.duplicate_of)

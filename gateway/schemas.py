@@ -300,7 +300,10 @@ class Placement(Struct):
 
 
 class LoadReport(Struct):
-    """What a substation says of its load. Absent means not reported, which is not 0."""
+    """What a substation says of its load. Absent means not reported, which is not 0.
+
+    Without the promises for the hours ahead, which only balancers read.
+    """
 
     substation_id: str
     epoch: Annotated[int, Meta(description="Larger on every start of the substation.")] | UnsetType = UNSET

@@ -163,11 +163,9 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
     ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
         news = self._engine.shown.listen()
         try:
-            after = self._resume(request)
-            if after is None:
-                sessions, after = self._engine.shown.admission_snapshot()
-                for message in self._snapshot(sessions, after):
-                    yield message
+            opening, after = self._opening(request)
+            for message in opening:
+                yield message
             while True:
                 news.clear()
                 entries = self._engine.shown.admissions_after(after)
@@ -179,6 +177,20 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                 await _news(self._engine, news, 60.0)
         finally:
             self._engine.shown.unlisten(news)
+
+    def _opening(
+        self, request: reports_pb2.StreamAdmissionsRequest
+    ) -> tuple[Iterable[reports_pb2.StreamAdmissionsResponse], int]:
+        """What the stream begins with, and up to where that is: a snapshot, or where it goes on.
+
+        The reader is told where it goes on even when nothing has come since: silence would not say that it missed
+        nothing.
+        """
+        after = self._resume(request)
+        if after is not None:
+            return [self._message(reports_pb2.ADMISSION_PHASE_CHANGES, [], after)], after
+        sessions, after = self._engine.shown.admission_snapshot()
+        return self._snapshot(sessions, after), after
 
     def _resume(self, request: reports_pb2.StreamAdmissionsRequest) -> int | None:
         """The position to go on from, or None when it takes a snapshot."""

@@ -179,8 +179,7 @@ class Link(Ear):
         name = self._substation.name
         if self.complete_since_ms is None:
             self.complete_since_ms = self._loop.now
-        if entries:
-            self.balancer.told(*self.balancer.desk.changes(name, name, epoch, sequence, entries, self._loop.now))
+        self.balancer.told(*self.balancer.desk.changes(name, name, epoch, sequence, entries, self._loop.now))
 
     def _break(self) -> None:
         """The stream broke: it is opened anew, and goes on from where it was."""

@@ -116,7 +116,8 @@ class Substation:
         except MeshError as error:
             return Refused(error)
         name = session.session_id
-        return Replied(self.reports.load(), name, session.attempt_id, session.ended_ms, repeated, name)
+        ended_ms, load = session.ended_ms, self.reports.load()
+        return Replied(load, name, session.attempt_id, ended_ms, repeated, name, session.duplicate_of)
 
     def resolve(self, doubt: Doubt) -> Found | Fenced:
         """The session of a key, or a fence."""
@@ -124,7 +125,7 @@ class Substation:
         if session is None:
             return Fenced()
         name = session.session_id
-        return Found(self.reports.load(), name, session.attempt_id, session.ended_ms, name)
+        return Found(self.reports.load(), name, session.attempt_id, session.ended_ms, name, session.duplicate_of)
 
     def end_duplicate(self, duplicate: Duplicate) -> bool:
         """Ends a session, unless it was answered to a later attempt than the one that is to stay."""

@@ -102,6 +102,16 @@ def test_what_the_stream_says_stands_above_an_own_reply() -> None:
     assert index.change("a", NOW, 2, [ended]) == [ended], "an equal entry again does no harm"
 
 
+def test_an_end_that_an_own_reply_shows_is_known_before_the_stream_tells_of_it() -> None:
+    index = index_of("a")
+    index.change("a", NOW, 1, [entry(1, sequence=1)])
+    over: dict[str, Any] = {"ended_at_ms": NOW, "stop_reason": StopReason.DUPLICATE, "duplicate_of": session("b", 1)}
+    index.replied(entry(1, sequence=3, noted=True, **over))
+    assert index.find(key(1)) == Whereabouts(session("b", 1), "b")
+    index.replied(entry(1, sequence=9, noted=True))
+    assert index.find(key(1)) == Whereabouts(session("b", 1), "b"), "what has ended does not live again"
+
+
 def test_a_key_whose_session_was_replaced_by_another_is_taken_from_a_reply() -> None:
     """More than 24 h later the substation may give the key a new session."""
     index = index_of("a")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from balancer.admissions import Whereabouts
 from balancer.attempt import (
     ASK_AGAIN_MS,
     REPEAT,
@@ -26,7 +27,7 @@ from balancer.attempt import (
     Step,
     Unreached,
 )
-from balancer.desk import Desk, Doubt, Fenced, Found
+from balancer.desk import Desk, Doubt, Fenced, Found, Replied
 from balancer.view import HOLD_MS
 from mesh import errors
 from mesh.charge import Charge
@@ -444,11 +445,93 @@ def test_a_report_held_back_long_enough_counts_for_the_next_pick() -> None:
     assert attempt_of(desk, 2).begin(later) == Ask("b:1", "b")
 
 
+# --- sessions that were ended for another one ----------------------------------------------------------
+
+
+def superseded(at: str, survivor: str, number: int = 0) -> Replied:
+    """The reply of a substation whose session was ended for that one."""
+    after = load(at, sequence=2, admission_sequence=2)
+    return replied(after, number, ended_at_ms=NOW, repeated=True, duplicate_of=survivor)
+
+
+def test_a_repeat_that_meets_a_duplicate_is_answered_from_its_survivor() -> None:
+    desk = known_at_b()
+    attempt = attempt_of(desk, attempt=3)
+    assert attempt.begin(NOW) == Ask("b:1", "b")
+    assert attempt.after(superseded("b", session("a")), NOW) == Ask("a:1", "a")
+    step = attempt.after(replied(load("a", sequence=2), repeated=True), NOW)
+    assert step == Answer("reply 0", Placement("a", REPEAT), repeated=True)
+
+
+def test_a_duplicate_that_a_reply_has_shown_is_known_from_then_on() -> None:
+    desk = known_at_b()
+    attempt = attempt_of(desk, attempt=3)
+    attempt.begin(NOW)
+    attempt.after(superseded("b", session("a")), NOW)
+    assert desk.index.find(key()) == Whereabouts(session("a"), "a")
+    assert attempt_of(desk, attempt=4).begin(NOW) == Ask("a:1", "a")
+
+
+def test_a_key_that_is_new_here_and_meets_a_duplicate_is_a_repeat_and_reserves_nothing() -> None:
+    desk = two()
+    attempt = attempt_of(desk, attempt=3)
+    assert attempt.begin(NOW) == Ask("a:1", "a")
+    assert attempt.after(superseded("a", session("b")), NOW) == Ask("b:1", "b")
+    assert attempt.state is State.REPEATING
+    assert reserved(desk) == 0
+    assert isinstance(attempt.after(no_plug(), NOW), Fail), "nobody else is asked: the session exists"
+
+
+@pytest.mark.parametrize("found_attempt", [0, 5], ids=["of another attempt", "of this attempt"])
+def test_a_duplicate_that_settles_a_doubt_leads_to_its_survivor(found_attempt: int) -> None:
+    desk = two()
+    _, doubt = in_doubt(desk)
+    later = attempt_of(desk, attempt=5)
+    assert later.begin(NOW) == Resolve(doubt)
+    found = Found(
+        load("a", sequence=2), session("a"), attempt_id(found_attempt), NOW, "the duplicate", duplicate_of=session("b")
+    )
+    desk.settle(doubt, found, NOW)
+    assert later.after(found, NOW) == Ask("b:1", "b")
+    assert desk.index.find(key()) == Whereabouts(session("b"), "b")
+
+
+def test_a_survivor_that_was_ended_for_another_one_leads_on() -> None:
+    desk = desk_of(load("a"), load("b", demand_w=50_000), load("c", demand_w=60_000))
+    attempt = attempt_of(desk, attempt=3)
+    attempt.begin(NOW)
+    assert attempt.after(superseded("a", session("b")), NOW) == Ask("b:1", "b")
+    assert attempt.after(superseded("b", session("c")), NOW) == Ask("c:1", "c")
+    assert isinstance(attempt.after(replied(load("c", sequence=2), repeated=True), NOW), Answer)
+
+
+def test_duplicates_of_one_another_are_not_followed_for_ever() -> None:
+    attempt = attempt_of(two(), attempt=3)
+    attempt.begin(NOW)
+    attempt.after(superseded("a", session("b")), NOW)
+    assert attempt.after(superseded("b", session("a")), NOW) == Ask("a:1", "a")
+    assert failure(attempt.after(superseded("a", session("b")), NOW)).reason is ErrorReason.OUTCOME_UNKNOWN
+
+
+def test_a_survivor_on_a_substation_that_has_not_reported_is_waited_for() -> None:
+    attempt = attempt_of(two(), attempt=3)
+    attempt.begin(NOW)
+    error = failure(attempt.after(superseded("a", session("z")), NOW))
+    assert (error.reason, error.definite) == (ErrorReason.OUTCOME_UNKNOWN, False)
+    assert "substation z" in error.message
+
+
+def test_a_survivor_that_names_no_substation_is_not_looked_for() -> None:
+    attempt = attempt_of(two(), attempt=3)
+    attempt.begin(NOW)
+    assert isinstance(attempt.after(superseded("a", "nowhere"), NOW), Answer)
+
+
 # --- given up ----------------------------------------------------------------------------------------
 
 
 def test_a_call_that_nobody_waits_for_sends_nothing_more() -> None:
-    for desk, outcome in ((two(), no_plug()), (known_at_b(), Lost())):
+    for desk, outcome in ((two(), no_plug()), (known_at_b(), Lost()), (known_at_b(), superseded("b", session("a")))):
         attempt = attempt_of(desk, attempt=3)
         attempt.begin(NOW)
         attempt.abandoned = True
@@ -458,11 +541,20 @@ def test_a_call_that_nobody_waits_for_sends_nothing_more() -> None:
 
 # --- the table ---------------------------------------------------------------------------------------
 
+CALLED = {
+    Event.REPLIED,
+    Event.SUPERSEDED,
+    Event.REFUSED,
+    Event.REJECTED,
+    Event.UNREACHED,
+    Event.LOST,
+    Event.LATE,
+}
 LEGAL = {
     State.NEW: {Event.UNHEARD, Event.KNOWN, Event.DOUBTED},
-    State.ASKING: {Event.REPLIED, Event.REFUSED, Event.REJECTED, Event.UNREACHED, Event.LOST, Event.LATE},
-    State.REPEATING: {Event.REPLIED, Event.REFUSED, Event.REJECTED, Event.UNREACHED, Event.LOST, Event.LATE},
-    State.RESOLVING: {Event.FOUND_OURS, Event.FOUND_OTHER, Event.FENCED, Event.LATE},
+    State.ASKING: CALLED,
+    State.REPEATING: CALLED,
+    State.RESOLVING: {Event.FOUND_OURS, Event.FOUND_OTHER, Event.SUPERSEDED, Event.FENCED, Event.LATE},
     State.DONE: set(),
 }
 
@@ -495,6 +587,17 @@ def test_admissions_that_end_hold_back_no_reports() -> None:
     assert desk.view["a:1"].caught_up == (NOW, 0)
     desk.admissions_end("a:1", NOW)
     assert desk.view["a:1"].caught_up is None
+
+
+def test_an_admissions_stream_that_resumes_without_news_is_caught_up() -> None:
+    desk = two()
+    desk.snapshot_end("a:1", "a", NOW, 0, NOW)
+    desk.admissions_end("a:1", NOW)
+    desk.admissions_begin("a:1", "a", NOW)
+    assert desk.changes("a:1", "a", NOW, 0, [], NOW) == ([], [])
+    attempt_of(desk).begin(NOW)
+    desk.reported("a:1", load("a", sequence=2, admission_sequence=1, demand_w=11_000), NOW)
+    assert desk.view["a:1"].demand_w == 11_000, "the car is counted once: the report waits for its admission"
 
 
 def settle_twice(settle: Callable[[], object]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from balancer.admissions import Entry
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Refused, Resolve, State, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found
 from balancer.view import Load
@@ -74,16 +75,33 @@ class Truth:
         self.epoch = NOW
         self.sequence = 0
         self.sessions: dict[int, int] = {}
+        self.ended: dict[int, int] = {}
         self.fences: set[int] = set()
         self.told = 0
 
     def admit(self, number: int) -> bool:
         if number in self.fences:
             return False
-        if number not in self.sessions:
+        if number not in self.sessions and number not in self.ended:
             self.sequence += 1
             self.sessions[number] = self.sequence
         return True
+
+    def end(self, number: int) -> None:
+        """Power and plug are free; the key is remembered."""
+        del self.sessions[number]
+        self.sequence += 1
+        self.ended[number] = self.sequence
+
+    def entries(self, after: int) -> list[Entry]:
+        """What the stream of admissions shows of it after that position."""
+        live = [(number, at, None) for number, at in self.sessions.items()]
+        ended = [(number, at, NOW) for number, at in self.ended.items()]
+        return [
+            entry(number, self.name, sequence=at, epoch=self.epoch, ended_at_ms=ended_at_ms)
+            for number, at, ended_at_ms in live + ended
+            if at > after
+        ]
 
     def load(self, now: int) -> Load:
         return load(
@@ -122,14 +140,11 @@ class Mesh(RuleBasedStateMachine):
 
     def _snapshot(self, truth: Truth) -> None:
         self.desk.admissions_begin(address(truth.name), truth.name, self.now)
-        self.desk.snapshot(truth.name, [self._entry(truth, number) for number in truth.sessions])
+        self.desk.snapshot(truth.name, truth.entries(after=-1))
         settled, _ = self.desk.snapshot_end(address(truth.name), truth.name, truth.epoch, truth.sequence, self.now)
         truth.told = truth.sequence
         for one in settled:
             self._settled(one.doubt, one.outcome)
-
-    def _entry(self, truth: Truth, number: int):  # type: ignore[no-untyped-def] # noqa: ANN202
-        return entry(number, truth.name, sequence=truth.sessions[number], epoch=truth.epoch)
 
     def _settled(self, doubt: Doubt, outcome: Found | Fenced) -> None:
         number = self.doubts.pop(doubt)
@@ -206,12 +221,19 @@ class Mesh(RuleBasedStateMachine):
 
     def _resolve(self, doubt: Doubt) -> None:
         number, truth = self.doubts[doubt], self.truths[doubt.substation_id]
-        if number in truth.sessions:
+        if number in truth.sessions or number in truth.ended:
             found = Found(truth.load(self.now), session(truth.name, number), attempt_id(number), reply="session")
             self._settled(doubt, self.desk.settle(doubt, found, self.now).outcome)
         else:
             truth.fences.add(number)
             self._settled(doubt, self.desk.settle(doubt, Fenced(), self.now).outcome)
+
+    @precondition(lambda self: any(truth.sessions for truth in self.truths.values()))
+    @rule(data=st.data())
+    def a_session_ends(self, data: st.DataObject) -> None:
+        places = [(name, number) for name, truth in self.truths.items() for number in truth.sessions]
+        name, number = data.draw(st.sampled_from(places))
+        self.truths[name].end(number)
 
     @rule(name=st.sampled_from(IDS))
     def a_report_arrives(self, name: str) -> None:
@@ -225,8 +247,7 @@ class Mesh(RuleBasedStateMachine):
     @rule(name=st.sampled_from(IDS))
     def admissions_arrive(self, name: str) -> None:
         truth = self.truths[name]
-        news = [self._entry(truth, n) for n, at in truth.sessions.items() if at > truth.told]
-        truth.told = truth.sequence
+        news, truth.told = truth.entries(truth.told), truth.sequence
         settled, _ = self.desk.changes(address(name), name, truth.epoch, truth.sequence, news, self.now)
         for one in settled:
             self._settled(one.doubt, one.outcome)
@@ -241,7 +262,7 @@ class Mesh(RuleBasedStateMachine):
         self.desk.disconnected(address(name))
         truth.epoch += 1
         truth.sequence = 0
-        truth.sessions = dict.fromkeys(truth.sessions, 0)
+        truth.sessions, truth.ended = dict.fromkeys(truth.sessions, 0), dict.fromkeys(truth.ended, 0)
         self._report(truth)
         self._snapshot(truth)
 

@@ -85,9 +85,11 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         self.resolvable = asyncio.Event()
         self.resolvable.set()
         self.resolved = 0
-        # Sent after the snapshot's end, one message each, by every stream.
+        # Sent after the snapshot's end, one message each, by every stream that does not resume.
         self.news: list[reports_pb2.StreamAdmissionsResponse] = []
         self.followed: list[reports_pb2.StreamAdmissionsRequest] = []
+        # Ends one stream of admissions when it is set.
+        self.break_admissions = asyncio.Event()
         self.refuses_to_end = False
         self.asked_to_end: list[reports_pb2.EndDuplicateRequest] = []
 
@@ -110,12 +112,18 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         self, request: reports_pb2.StreamAdmissionsRequest, context: Context
     ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
         self.followed.append(request)
-        yield reports_pb2.StreamAdmissionsResponse(
-            phase=reports_pb2.ADMISSION_PHASE_SNAPSHOT_END, position=reports_pb2.AdmissionPosition(epoch=1)
-        )
-        for message in self.news:
-            yield message
-        await asyncio.Event().wait()
+        if request.HasField("after"):
+            phase = reports_pb2.ADMISSION_PHASE_CHANGES
+            yield reports_pb2.StreamAdmissionsResponse(phase=phase, position=request.after)
+        else:
+            yield reports_pb2.StreamAdmissionsResponse(
+                phase=reports_pb2.ADMISSION_PHASE_SNAPSHOT_END, position=reports_pb2.AdmissionPosition(epoch=1)
+            )
+            for message in self.news:
+                yield message
+        await self.break_admissions.wait()
+        self.break_admissions.clear()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
 
     async def ResolveCharge(  # noqa: N802
         self, request: reports_pb2.ResolveChargeRequest, context: Context
@@ -354,6 +362,15 @@ async def test_an_address_that_is_no_substation_is_given_up(balancer: Balancer) 
     await stranger.server.stop(0)
 
 
+async def test_admissions_that_resume_without_news_are_caught_up(balancer: Balancer, a: Substation) -> None:
+    known = balancer.desk.view[a.address]
+    await until(lambda: known.caught_up == (1, 0))
+    a.reports.break_admissions.set()
+    await until(lambda: known.caught_up is None)
+    await until(lambda: known.caught_up == (1, 0))
+    assert [one.HasField("after") for one in a.reports.followed] == [False, True]
+
+
 async def test_the_metrics_tell_of_picks_states_and_reservations(balancer: Balancer, a: Substation) -> None:
     await balancer.charge()
     sample = balancer.registry.get_sample_value
@@ -516,6 +533,23 @@ async def test_a_duplicate_is_ended_for_the_survivor_of_the_moment(
     assert a.reports.asked_to_end[0].survivor_attempt_id == attempt_id(2)
     assert a.reports.asked_to_end[-1].survivor_attempt_id == attempt_id(3)
     assert scanned == [1_000] + [1] * (len(scanned) - 1), "a retry looks at its own key"
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["replied", "found"])
+async def test_a_call_that_meets_an_ended_duplicate_is_answered_from_its_survivor(
+    balancer: Balancer, a: Substation, b: Substation, lost: bool
+) -> None:
+    name, survivor = key().request_id, session("b")
+    over = charging_pb2.Session(session_id=session("a"), attempt_id=attempt_id(9), duplicate_of=survivor)
+    over.ended_at.FromMilliseconds(balancer.clock.now_ms())
+    a.charging.sessions[name] = over
+    a.charging.lose_after = lost
+    b.charging.sessions[name] = charging_pb2.Session(session_id=survivor, attempt_id=attempt_id(9))
+    response = await balancer.charge()
+    assert (response.session.session_id, response.placement.substation_id) == (survivor, "b")
+    assert (response.repeated, response.placement.policy) == (True, "repeat")
+    assert (len(a.charging.attempts), a.reports.resolved) == (1, int(lost))
+    await until(lambda: balancer.reserved() == 0)
 
 
 # --- what an operator reads -----------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_a_storm_breaks_nothing_that_must_hold(stormy: Faults) -> None:
     assert stormy.doubts > 20
     assert stormy.doubled >= 3
     assert (stormy.too_long, stormy.over_limit_ms, stormy.reserved, stormy.in_doubt) == (0, 0, 0, 0)
+    assert stormy.misled == 0
     assert stormy.refused == 0
     assert stormy.energy > 90
 
@@ -166,6 +167,39 @@ def test_a_substation_that_dies_with_its_reply_leaves_one_session_when_it_is_bac
     assert len(rig.sessions()) == 1
     assert rig.told == rig.sessions()
     assert (rig.mesh.tally.duplicates_ended, rig.mesh.twins.left(), rig.mesh.twins.too_long) == (1, 0, set())
+
+
+def test_a_client_whose_balancer_has_not_heard_of_the_end_is_told_of_the_survivor() -> None:
+    rig = Rig()
+    late = rig.mesh.hosts[0]
+    # Its admissions keep their order behind one that is long on its way; the other balancer ends the duplicate.
+    for link in late.links.values():
+        link._last_ms = rig.loop.now + MINUTE_MS
+    for number, site in enumerate(rig.sites.values()):
+        site.admit(a_charge("1", attempt=number), 10**12)
+    rig.run(3_000)
+    [survivor] = rig.sessions()
+    assert rig.mesh.tally.duplicates_ended == 1
+    assert late.balancer is not None
+    assert late.balancer.desk.index.find(a_charge("1").key) is None
+    heard: list[Answer | Fail] = []
+    rig.mesh._needs_mj[a_charge("1").key] = 10**12
+    late.balancer.charge(replace(a_charge("1"), attempt_id=""), heard.append, rig.loop.now + 9_900)
+    rig.run(1_000)
+    assert [isinstance(step, Answer) and step.reply for step in heard] == [survivor]
+
+
+def test_admissions_that_resume_without_news_are_caught_up() -> None:
+    rig = Rig(plan=Plan(balancers=1))
+    host = rig.mesh.hosts[0]
+    assert host.balancer is not None
+    known = host.balancer.desk.view["a"]
+    seen = [known.caught_up]
+    host.links["a"]._break()
+    seen.append(known.caught_up)
+    rig.run(1_000)
+    seen.append(known.caught_up)
+    assert seen == [(rig.sites["a"].epoch, 0), None, (rig.sites["a"].epoch, 0)]
 
 
 def test_a_new_balancer_learns_where_sessions_are_from_reports_and_snapshots() -> None:

@@ -37,7 +37,7 @@ class _AdmissionPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Admiss
     ADMISSION_PHASE_SNAPSHOT_END: _AdmissionPhase.ValueType  # 2
     """No entries: the snapshot is complete up to `position`. A key that was not in it has no session here."""
     ADMISSION_PHASE_CHANGES: _AdmissionPhase.ValueType  # 3
-    """News."""
+    """News; without entries where the stream resumes: nothing up to `position` was missed."""
 
 class AdmissionPhase(_AdmissionPhase, metaclass=_AdmissionPhaseEnumTypeWrapper):
     """What the entries of one message are."""
@@ -48,7 +48,7 @@ ADMISSION_PHASE_SNAPSHOT: AdmissionPhase.ValueType  # 1
 ADMISSION_PHASE_SNAPSHOT_END: AdmissionPhase.ValueType  # 2
 """No entries: the snapshot is complete up to `position`. A key that was not in it has no session here."""
 ADMISSION_PHASE_CHANGES: AdmissionPhase.ValueType  # 3
-"""News."""
+"""News; without entries where the stream resumes: nothing up to `position` was missed."""
 Global___AdmissionPhase: _TypeAlias = AdmissionPhase  # noqa: Y015
 
 @_typing.final
@@ -153,7 +153,7 @@ class StreamAdmissionsResponse(_message.Message):
     def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]: ...
     @_builtins.property
     def position(self) -> Global___AdmissionPosition:
-        """Of the last entry here. While the snapshot is under way it is not to be resumed from."""
+        """Of the last entry here, or where the stream resumes. While the snapshot is under way it is not to be resumed from."""
 
     def __init__(
         self,

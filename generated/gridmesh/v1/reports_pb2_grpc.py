@@ -73,7 +73,8 @@ class LoadReportServiceServicer:
     def StreamAdmissions(self, request, context):
         """Which key has which session: a snapshot of live sessions and of those that ended within 24 hours,
         an end-of-snapshot mark, then every admission and ending as it becomes durable. With `after` set
-        to a position of this epoch that is still held, there is no snapshot: the stream resumes there.
+        to a position of this epoch that is still held, there is no snapshot: the stream resumes there, at
+        once with a message of changes that has that position and no entries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

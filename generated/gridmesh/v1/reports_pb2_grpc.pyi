@@ -43,7 +43,8 @@ class LoadReportServiceStub:
     StreamAdmissions: _grpc.UnaryStreamMultiCallable[_reports_pb2.StreamAdmissionsRequest, _reports_pb2.StreamAdmissionsResponse]
     """Which key has which session: a snapshot of live sessions and of those that ended within 24 hours,
     an end-of-snapshot mark, then every admission and ending as it becomes durable. With `after` set
-    to a position of this epoch that is still held, there is no snapshot: the stream resumes there.
+    to a position of this epoch that is still held, there is no snapshot: the stream resumes there, at
+    once with a message of changes that has that position and no entries.
     """
     ResolveCharge: _grpc.UnaryUnaryMultiCallable[_reports_pb2.ResolveChargeRequest, _reports_pb2.ResolveChargeResponse]
     """What became of an attempt whose reply was lost: the key's session, or, durably, a fence. After a
@@ -68,7 +69,8 @@ class LoadReportServiceAsyncStub(LoadReportServiceStub):
     StreamAdmissions: _aio.UnaryStreamMultiCallable[_reports_pb2.StreamAdmissionsRequest, _reports_pb2.StreamAdmissionsResponse]  # type: ignore[assignment]
     """Which key has which session: a snapshot of live sessions and of those that ended within 24 hours,
     an end-of-snapshot mark, then every admission and ending as it becomes durable. With `after` set
-    to a position of this epoch that is still held, there is no snapshot: the stream resumes there.
+    to a position of this epoch that is still held, there is no snapshot: the stream resumes there, at
+    once with a message of changes that has that position and no entries.
     """
     ResolveCharge: _aio.UnaryUnaryMultiCallable[_reports_pb2.ResolveChargeRequest, _reports_pb2.ResolveChargeResponse]  # type: ignore[assignment]
     """What became of an attempt whose reply was lost: the key's session, or, durably, a fence. After a
@@ -102,7 +104,8 @@ class LoadReportServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_reports_pb2.StreamAdmissionsResponse], _abc.AsyncIterator[_reports_pb2.StreamAdmissionsResponse]]:
         """Which key has which session: a snapshot of live sessions and of those that ended within 24 hours,
         an end-of-snapshot mark, then every admission and ending as it becomes durable. With `after` set
-        to a position of this epoch that is still held, there is no snapshot: the stream resumes there.
+        to a position of this epoch that is still held, there is no snapshot: the stream resumes there, at
+        once with a message of changes that has that position and no entries.
         """
 
     @_abc_1.abstractmethod

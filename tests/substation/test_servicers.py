@@ -1,0 +1,47 @@
+"""What the substation's streams say."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from gridmesh.v1 import reports_pb2
+from substation.engine import Engine
+from substation.servicers import Reports
+from tests.substation.rig import a_charge
+from tests.substation.test_engine import Plant, an_engine
+
+SNAPSHOT, END, CHANGES = (
+    reports_pb2.ADMISSION_PHASE_SNAPSHOT,
+    reports_pb2.ADMISSION_PHASE_SNAPSHOT_END,
+    reports_pb2.ADMISSION_PHASE_CHANGES,
+)
+
+
+async def first(
+    engine: Engine, count: int, after: tuple[int, int] | None = None
+) -> list[tuple[reports_pb2.AdmissionPhase.ValueType, list[str], int]]:
+    """So many messages of the stream of admissions: phase, request ids, sequence of the position."""
+    request = reports_pb2.StreamAdmissionsRequest()
+    if after is not None:
+        request.after.epoch, request.after.sequence = after
+    context: Any = None
+    stream = Reports(engine).StreamAdmissions(request, context)
+    async with asyncio.timeout(2):
+        messages = [await anext(stream) for _ in range(count)]
+    assert {message.position.epoch for message in messages} == {engine.epoch}
+    return [(m.phase, [one.request_id for one in m.admissions], m.position.sequence) for m in messages]
+
+
+async def test_admissions_begin_with_a_snapshot(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        await engine.charge(a_charge("1"))
+        assert await first(engine, 2) == [(SNAPSHOT, ["1"], 1), (END, [], 1)]
+        assert await first(engine, 2, (engine.epoch - 1, 1)) == [(SNAPSHOT, ["1"], 1), (END, [], 1)]
+
+
+async def test_admissions_that_resume_say_at_once_where_they_go_on(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        await engine.charge(a_charge("1"))
+        assert await first(engine, 1, (engine.epoch, 1)) == [(CHANGES, [], 1)]
+        await engine.charge(a_charge("2"))
+        assert await first(engine, 2, (engine.epoch, 1)) == [(CHANGES, [], 1), (CHANGES, ["2"], 2)]
