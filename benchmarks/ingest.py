@@ -55,6 +55,15 @@ INTERVAL_MS = 1_000
 TICK_S = 0.001
 FILES = 8_192
 PATIENCE_S = 20.0
+CONNECTED_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """In seconds."""
+
+    warm_up_s: float
+    measured_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +318,18 @@ class Ages:
             self.ages_ms.append(self._clock.now_ms() - load.generated_at_ms)
 
 
-async def balancer(pipe: Connection, addresses: list[str], span: Span) -> None:
+async def begun(pipe: Connection, times: Times, connected: Callable[[], bool]) -> Span:
+    """Once all are connected and warm: however long that takes on a busy machine, it is not what is measured."""
+    async with asyncio.timeout(CONNECTED_S):
+        while not connected():  # noqa: ASYNC110 - both kinds of readers only count
+            await asyncio.sleep(0.05)
+    begin_s = seconds() + times.warm_up_s
+    span = Span(begin_s, begin_s + times.measured_s)
+    pipe.send(span)
+    return span
+
+
+async def balancer(pipe: Connection, addresses: list[str], times: Times) -> None:
     """The part of a balancer that follows substations, put together as its `__main__` does."""
     clock, rng, changes = SystemClock(), Random(), Changes()
     metrics = BalancerMetrics(CollectorRegistry())
@@ -325,10 +345,14 @@ async def balancer(pipe: Connection, addresses: list[str], span: Span) -> None:
         return Subscription(peer, desk, clock, rng, INTERVAL_MS, metrics, on_change, settled)
 
     subscriptions = Subscriptions(peers, subscribe)
+
+    def followed() -> int:
+        return sum(known.caught_up is not None and known.load is not None for known in desk.view)
+
     subscriptions.start()
+    span = await begun(pipe, times, lambda: followed() == len(addresses))
     cpu_s, reports, switches = await measured(span, lambda: len(ages.ages_ms))
-    fresh = sum(known.caught_up is not None and known.load is not None for known in desk.view)
-    pipe.send(Figures(cpu_s, reports, fresh, sorted(ages.ages_ms[-reports:]), switches))
+    pipe.send(Figures(cpu_s, reports, followed(), sorted(ages.ages_ms[-reports:]), switches))
 
 
 class Bare:
@@ -351,12 +375,17 @@ class Bare:
             pass
 
 
-async def bare(pipe: Connection, addresses: list[str], span: Span) -> None:
+async def bare(pipe: Connection, addresses: list[str], times: Times) -> None:
     """What grpc.aio alone takes."""
     readers = [Bare(peer) for peer in Peers(addresses)]
     tasks = [asyncio.create_task(stream) for one in readers for stream in (one.reports(), one.admissions())]
+
+    def followed() -> int:
+        return sum(one.count > 0 for one in readers)
+
+    span = await begun(pipe, times, lambda: followed() == len(addresses))
     cpu_s, reports, switches = await measured(span, lambda: sum(one.count for one in readers))
-    pipe.send(Figures(cpu_s, reports, sum(one.count > 0 for one in readers), [], switches))
+    pipe.send(Figures(cpu_s, reports, followed(), [], switches))
     for task in tasks:
         task.cancel()
 
@@ -369,10 +398,10 @@ def _run_substations(pipe: Connection, streams: int, rate: float) -> None:
     uvloop.run(substations(pipe, streams, rate))
 
 
-def _run_balancer(pipe: Connection, addresses: list[str], span: Span, is_bare: bool) -> None:
+def _run_balancer(pipe: Connection, addresses: list[str], times: Times, is_bare: bool) -> None:
     _many_files()
     logs.configure("balancer", "text", "warning")
-    uvloop.run(bare(pipe, addresses, span) if is_bare else balancer(pipe, addresses, span))
+    uvloop.run(bare(pipe, addresses, times) if is_bare else balancer(pipe, addresses, times))
 
 
 def _many_files() -> None:
@@ -396,12 +425,11 @@ def play(streams: int, rate: float, warm_up_s: float, measured_s: float, is_bare
     try:
         port = _received(ours, PATIENCE_S)
         addresses = [f"{host}:{port}" for host in hosts(streams)]
-        begin_s = seconds() + warm_up_s
-        span = Span(begin_s, begin_s + measured_s)
-        ours.send(span)
         mine, its = processes.Pipe()
-        client = processes.Process(target=_run_balancer, args=(its, addresses, span, is_bare), daemon=True)
+        times = Times(warm_up_s, measured_s)
+        client = processes.Process(target=_run_balancer, args=(its, addresses, times, is_bare), daemon=True)
         client.start()
+        ours.send(_received(mine, CONNECTED_S + PATIENCE_S))
         read = _received(mine, warm_up_s + measured_s + PATIENCE_S)
         sent = _received(ours, PATIENCE_S)
         client.kill()
