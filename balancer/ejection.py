@@ -17,6 +17,7 @@ WINDOW_MS = 10_000
 FIRST_MS = 1_000
 LONGEST_MS = 60_000
 _BUCKET_MS = 1_000
+_LOOK_MS = 100
 
 
 @dataclass(slots=True)
@@ -47,6 +48,9 @@ class Ejections:
         # The addresses of those that are left out, until a probe has succeeded; the version changes with them.
         self.out: set[str] = set()
         self.version = 0
+        # Those that may be probed, and when to find out anew: with many out that takes long.
+        self._due: list[str] = []
+        self._look_ms = 0
 
     def permits(self, address: str, now: int) -> bool:
         """Whether a call may be sent there: it is not ejected, or this call would be its probe."""
@@ -58,6 +62,19 @@ class Ejections:
     def ejected(self, address: str) -> bool:
         """Whether it is left out, until a probe has succeeded."""
         return address in self.out
+
+    def probes(self, now: int) -> list[str]:
+        """Those that are left out and may be probed, as of a moment ago: ask `permits` before it is done."""
+        if now >= self._look_ms:
+            self._due = [address for address in self.out if self.permits(address, now)]
+            nobody_before = min((self._due_ms(self._records[address]) for address in self.out), default=now)
+            self._look_ms = now + _LOOK_MS if self._due else nobody_before
+        return self._due
+
+    def _due_ms(self, record: _Record) -> int:
+        """When it may be probed, if nothing happens before."""
+        begun_ms = record.until_ms or 0
+        return begun_ms if record.probe_ms is None else max(begun_ms, record.probe_ms + LONGEST_MS)
 
     def wait_ms(self, address: str, now: int) -> int:
         """Milliseconds until it may be probed; 0 when it may be asked."""
@@ -74,7 +91,7 @@ class Ejections:
         """The call did not leave after all: the next one may be the probe."""
         record = self._records.get(address)
         if record is not None:
-            record.probe_ms = None
+            record.probe_ms, self._look_ms = None, 0
 
     def succeeded(self, address: str, now: int) -> None:
         """A call was answered, be it with a refusal."""
@@ -93,6 +110,7 @@ class Ejections:
         if record.until_ms is not None:
             if record.probe_ms is not None:
                 _eject(record, now)
+                self._look_ms = 0
             return
         record.failures_in_a_row += 1
         _count(record, now, failures=1)
@@ -100,12 +118,13 @@ class Ejections:
             _eject(record, now)
             self.out.add(address)
             self.version += 1
+            self._look_ms = 0
 
     def restarted(self, address: str, now: int) -> None:
         """It reports from a new life: its probe may come at once."""
         record = self._records.get(address)
         if record is not None and record.until_ms is not None:
-            record.until_ms, record.probe_ms = now, None
+            record.until_ms, record.probe_ms, self._look_ms = now, None, 0
 
 
 def _probing(record: _Record, now: int) -> bool:

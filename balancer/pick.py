@@ -1,9 +1,10 @@
 """Where the next car goes.
 
-A car that says how much energy it wants goes where least energy is lost by it, its own or that of others, and of
-these to where the mean load over its own stay, with some room for its power, is the lowest part of the limit.
-Of one that does not say, nothing is known but its power: the lowest (demand + asked) / limit after placement.
-Ties are broken at random. Never raw kW: with unequal ratings that is no better than random.
+A car that says how much energy it wants goes to where the mean load over its own stay (of two days at most), with some
+room for its power, is the lowest part of the limit; if energy would be lost there, its own or that of others, then to
+where least is lost. Without a departure it cannot be said what is lost. Of a car that does not say how much it wants,
+nothing is known but its power: the lowest (demand + asked) / limit after placement. Ties are broken at random. Never
+raw kW: with unequal ratings that is no better than random.
 
 Up to 128 substations are all looked at, which keeps equal substations equal. Beyond that, and where only stale
 ones are left, distinct random ones are: the fewer, the more cars other balancers have placed that no report shows
@@ -24,10 +25,13 @@ from mesh.model import ErrorReason, NotAccepting, ReportState
 from mesh.outlook import Need, need_of, place, room_w
 
 FULL_SCAN = 128
-MOST_CHOICES = 64
+MOST_CHOICES = 48
 LEAST_CHOICES = 2
 # What a car would cost is found out for so many: it takes longer than all the rest.
 CLOSER_LOOKS = 16
+MOST_PROBES = 8
+# Of more than FULL_SCAN, the list of those that have reported is made anew at most so often.
+REBUILD_MS = 100
 # Pushed reports leave 20 ms after a change and need some milliseconds to get here.
 PUSHED_LAG_MS = 25
 
@@ -91,43 +95,62 @@ class Picker:
         self._lag_ms = lag_ms
         # In an order of its own, so that what lies side by side for others does not here.
         self._order = rng.sample(view.substations, len(view))
-        # Those that were fresh, accepting and not ejected when last looked at, and how long they surely are.
-        self._open: list[Known] = []
+        # Those that have reported and are not ejected, as of these versions and that time; of a few, those that are
+        # fresh, as long as they surely are.
+        self._heard: list[Known] = []
         self._as_of: tuple[int, int] = (-1, -1)
-        self._until = 0
+        self._built_ms = 0
+        self._fresh: list[Known] = []
+        self._until_ms = -1
 
     def pick(self, charge: Charge, now: int, tried: Collection[str] = ()) -> Pick | MeshError:
         """The best substation that was not tried yet, or the error that says why there is none."""
-        everyone = self._open_now(now)
-        if tried or charge.allowed or self._ejections.out:
-            everyone = self._left(everyone, charge, now, tried)
-        if len(everyone) > FULL_SCAN:
-            some = self._some(everyone, self._choices(len(everyone), now))
-            if (best := self._best(some, charge, now)) is not None:
+        if charge.allowed:
+            left = [known for known in self._allowed(charge) if known.address not in tried]
+            fresh = [known for known in left if self._fits(known, charge, now, ReportState.FRESH)]
+            return self._best(fresh, charge, now) or self._best_stale(left, charge, now)
+        probes = self._probes(charge, now, tried) if self._ejections.out else []
+        self._look_again(now)
+        if len(self._heard) > FULL_SCAN:
+            some = self._current(self._some(self._heard, self._choices(len(self._heard), now)), now, tried)
+            if (best := self._best(some + probes, charge, now)) is not None:
                 return best
-        return self._best(everyone, charge, now) or self._best_stale(charge, now, tried)
+            everyone = self._current(self._heard, now, tried)
+        else:
+            everyone = [known for known in self._fresh if known.address not in tried] if tried else self._fresh
+        best = self._best(everyone + probes if probes else everyone, charge, now)
+        return best or self._best_stale([known for known in self._view if known.address not in tried], charge, now)
 
     # --- who is looked at -----------------------------------------------------------------------
 
-    def _open_now(self, now: int) -> list[Known]:
+    def _look_again(self, now: int) -> None:
+        """Finds out who there is when that may have changed; of many not at once, because that takes long."""
         as_of = (self._view.version, self._ejections.version)
-        if as_of != self._as_of or now > self._until:
-            fresh = [k for k in self._order if self._view.state(k, now) is ReportState.FRESH]
+        if as_of != self._as_of and (len(self._order) <= FULL_SCAN or now - self._built_ms >= REBUILD_MS):
             out = self._ejections.out
-            self._open = [k for k in fresh if k.load and k.load.accepting and k.address not in out]
-            self._as_of, self._until = as_of, self._view.fresh_until(fresh, now)
-        return self._open
+            self._heard = [known for known in self._order if known.load is not None and known.address not in out]
+            self._as_of, self._built_ms, self._until_ms = as_of, now, now - 1
+        if now > self._until_ms and len(self._heard) <= FULL_SCAN:
+            self._fresh = [k for k in self._heard if self._view.state(k, now) is ReportState.FRESH]
+            self._until_ms = self._view.fresh_until(self._fresh, now)
 
-    def _left(self, everyone: list[Known], charge: Charge, now: int, tried: Collection[str]) -> list[Known]:
-        """Those that are allowed and were not tried, and ejected ones that may be probed."""
-        if charge.allowed:
-            addresses = [self._view.address_of(substation_id) for substation_id in charge.allowed]
-            named, left = [address for address in addresses if address is not None], []
-        else:
-            named = list(self._ejections.out)
-            left = [known for known in everyone if known.address not in tried] if tried else everyone
-        more = [self._view[address] for address in named if address not in tried]
-        return left + [known for known in more if self._fits(known, charge, now, ReportState.FRESH)]
+    def _current(self, some: list[Known], now: int, tried: Collection[str]) -> list[Known]:
+        """Those that are fresh, not ejected since, and were not tried."""
+        since, left_out = self._view.fresh_since(now), self._ejections.out
+        some = [known for known in some if known.received_ms is not None and known.received_ms >= since]
+        if left_out or tried:
+            return [known for known in some if known.address not in left_out and known.address not in tried]
+        return some
+
+    def _allowed(self, charge: Charge) -> list[Known]:
+        addresses = map(self._view.address_of, charge.allowed)
+        return [self._view[address] for address in addresses if address is not None]
+
+    def _probes(self, charge: Charge, now: int, tried: Collection[str]) -> list[Known]:
+        """Ejected ones that may be asked once more; of many, some."""
+        due = [self._view[address] for address in self._ejections.probes(now)]
+        some = self._some(due, MOST_PROBES)
+        return [k for k in some if k.address not in tried and self._fits(k, charge, now, ReportState.FRESH)]
 
     def _choices(self, among: int, now: int) -> int:
         """As many as there are substations for each car that was placed elsewhere and is not seen yet."""
@@ -156,7 +179,8 @@ class Picker:
         if charge.energy_j is not None:
             fitting = [known for known in some if floor_w <= known.admits_w]
             evenly = [known.evenly_mj for known in fitting]
-            if fitting and None not in evenly:
+            # One time scale, or hours of one are not hours of the other.
+            if fitting and None not in evenly and len({known.time_scale for known in fitting}) == 1:
                 return self._by_outlook(fitting, evenly, charge, now)
         scores = [(k.demand_w + max_w) / k.limit_w if floor_w <= k.admits_w else inf for k in some]
         lowest = min(scores, default=inf)
@@ -178,7 +202,7 @@ class Picker:
         return _pick(chosen, LEAST_LOAD_AHEAD, score, charge, len(fitting), need)
 
     def _least_lost(self, fitting: list[Known], scores: list[float], need: Need, charge: Charge) -> tuple[Known, float]:
-        """The lowest of those where least energy is lost. Nobody said when it leaves: then there is nothing to lose."""
+        """The lowest of those where least energy is lost, which cannot be said of a car of unknown departure."""
         lowest = min(scores)
         chosen = self._one(fitting, scores, lowest)
         if charge.departure_ms is None or chosen.lost_mj(need) <= 0:
@@ -197,8 +221,7 @@ class Picker:
 
     # --- when none of them is left --------------------------------------------------------------
 
-    def _best_stale(self, charge: Charge, now: int, tried: Collection[str]) -> Pick | MeshError:
-        left = [known for known in self._view if known.address not in tried]
+    def _best_stale(self, left: list[Known], charge: Charge, now: int) -> Pick | MeshError:
         stale = [known for known in left if self._fits(known, charge, now, ReportState.STALE)]
         best = self._best(self._some(stale, LEAST_CHOICES), charge, now)
         return best or self._why_none(left, charge, now)
@@ -223,7 +246,7 @@ class Picker:
 
     def _why_none(self, left: list[Known], charge: Charge, now: int) -> MeshError:
         obstacles = [obstacle for known in left if (obstacle := self._obstacle(known, charge, now))]
-        least = min(obstacles, default=Obstacle.SILENT)
+        least = min(obstacles, default=Obstacle.NOT_ALLOWED if charge.allowed else Obstacle.SILENT)
         kind, reason, message, retry_after_ms = _ANSWERS[least]
         if least is Obstacle.EJECTED:
             retry_after_ms = max(100, min(self._ejections.wait_ms(known.address, now) or 1_000 for known in left))

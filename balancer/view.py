@@ -111,13 +111,13 @@ class Known:
     reserved_w: int = 0
     reserved: Outlook = NOTHING
     reservations: dict[Key, Reservation] = field(default_factory=dict)
-    # The report and the reservations together, kept ready because every placement compares them. All 0 before
-    # the first report, which means nothing.
+    # The report and the reservations together, kept ready because every placement compares them. Before the first
+    # report they mean nothing.
     demand_w: int = 0
     limit_w: int = 0
     # Plugs that neither a session nor a reservation holds.
     free_charge_points: int = 0
-    # The highest floor that fits: the limit, or -1 without a free plug.
+    # The highest floor that fits: the limit, or -1 where nobody is admitted.
     admits_w: int = -1
     # The promises, charged evenly; None where the report does not tell of them.
     evenly_mj: tuple[float, ...] | None = None
@@ -150,7 +150,7 @@ class Known:
             self.demand_w = load.demand_w + self.reserved_w
             self.limit_w = load.limit_w
             self.free_charge_points = load.free_charge_points - len(self.reservations)
-            self.admits_w = load.limit_w if self.free_charge_points > 0 else -1
+            self.admits_w = load.limit_w if load.accepting and self.free_charge_points > 0 else -1
             self.time_scale = load.time_scale
             ahead = load.ahead
             if ahead is not None:
@@ -169,7 +169,7 @@ class LoadView:
         self.substations = [Known(address) for address in addresses]
         self._by_address = {known.address: known for known in self.substations}
         self._addresses: dict[str, str] = {}
-        # Changes whenever another set of substations may be fresh and accepting, but by time alone.
+        # Changes whenever more substations may be fresh than before.
         self.version = 0
         # Admissions that reports show and that are not from here: what other balancers place.
         self.foreign = Rate(FOREIGN_MEMORY_MS)
@@ -197,6 +197,10 @@ class LoadView:
         if age <= self._fresh_ms:
             return ReportState.FRESH
         return ReportState.STALE if age <= self._gone_ms else ReportState.GONE
+
+    def fresh_since(self, now: int) -> int:
+        """What reported then or later is fresh."""
+        return now - self._fresh_ms
 
     def fresh_until(self, fresh: Iterable[Known], now: int) -> int:
         """Until when all of these surely are; `now` when there is none."""
@@ -235,6 +239,8 @@ class LoadView:
     def _moved(self, known: Known, load: Load) -> None:
         """Another substation answers at this address: what is known of sessions there is not about it."""
         self._addresses[load.substation_id] = known.address
+        if known.substation_id == load.substation_id:
+            return  # it is back where it was
         if known.load is not None and self._addresses.get(known.substation_id) == known.address:
             del self._addresses[known.substation_id]
         for reservation in [r for r in known.reservations.values() if r.epoch is not None]:
@@ -294,19 +300,19 @@ class LoadView:
 
     def _apply(self, known: Known, load: Load, now: int) -> None:
         before, known.load = known.load, load
-        if before is None or before.accepting != load.accepting:
-            self.version += 1
-        if before is not None and _same_life(before, load):
+        same_life = before is not None and _same_life(before, load)
+        if before is not None and same_life:
             self.foreign.count(_admissions(before, load), now)
         known.add_up()
-        self._settle(known, now)
+        self._settle(known, now, counted=same_life)
 
-    def _settle(self, known: Known, now: int) -> None:
-        """Drops the reservations that the report in use contains."""
+    def _settle(self, known: Known, now: int, *, counted: bool = True) -> None:
+        """Drops the reservations that the report in use contains. `counted`: as admissions, with those of others."""
         load = known.load
         if load is not None and known.reservations:
             contained = [r for r in known.reservations.values() if r.is_in(load)]
-            self.foreign.count(-len(contained), now)
+            if counted:
+                self.foreign.count(-len(contained), now)
             for reservation in contained:
                 _drop(known, reservation)
 
@@ -314,7 +320,8 @@ class LoadView:
 def _admissions(before: Load, after: Load) -> int:
     """How many cars were admitted between two reports of one life.
 
-    Each admission has an entry and takes a plug, each ending has an entry and frees one.
+    Each admission has an entry and takes a plug, each ending has an entry and frees one. A repeat with a later
+    attempt has an entry too, and counts as half: an error on the side of too few choices.
     """
     entries = after.admission_sequence - before.admission_sequence
     return (entries + before.free_charge_points - after.free_charge_points) // 2

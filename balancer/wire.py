@@ -29,6 +29,8 @@ _REQUIRED = (
     "charge_points",
     "accepting",
 )
+# More than any substation has.
+_MOST_W, _MOST_KWH, _MOST_SCALE = 10**12, 1e12, 86_400.0
 
 
 class Malformed(Exception):
@@ -47,6 +49,11 @@ def load_of(report: load_pb2.LoadReport) -> Load:
 
 
 def _load_of(report: load_pb2.LoadReport) -> Load:
+    limit_w, demand_w = watts(report.limit_power_kw), watts(report.demand_kw)
+    scale = report.time_scale if report.HasField("time_scale") else 1.0
+    # Also not a number fails these: one broken report must not draw every car, or stop all placements.
+    if not (0 <= limit_w <= _MOST_W and 0 <= demand_w <= _MOST_W and 0 < scale <= _MOST_SCALE):
+        raise ValueError
     return Load(
         substation_id=report.substation_id,
         epoch=report.epoch,
@@ -54,9 +61,9 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         admission_sequence=report.admission_sequence,
         generated_at_ms=_millis(report.generated_at),
         rated_w=watts(report.rated_power_kw),
-        limit_w=watts(report.limit_power_kw),
+        limit_w=limit_w,
         limit_source=_word(LimitSource, report.limit_source),
-        demand_w=watts(report.demand_kw),
+        demand_w=demand_w,
         required_w=watts(report.required_kw),
         floor_w=watts(report.floor_kw),
         committed_w=watts(report.committed_kw),
@@ -67,7 +74,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         free_charge_points=report.free_charge_points,
         accepting=report.accepting,
         not_accepting=_word(NotAccepting, report.not_accepting_reason),
-        time_scale=report.time_scale if report.HasField("time_scale") else 1.0,
+        time_scale=scale,
         over_limit_s=report.over_limit_seconds,
         ahead=_ahead_of(report),
     )
@@ -77,6 +84,10 @@ def _ahead_of(report: load_pb2.LoadReport) -> Outlook | None:
     """None when it does not say, as one of an older version."""
     if not len(report.evenly_kwh) == len(report.at_latest_kwh) == len(GRID_MS) - 1:
         return None
+    # The sum is a number only if all are.
+    promised_kwh = sum(report.evenly_kwh) + sum(report.at_latest_kwh)
+    if not (promised_kwh <= _MOST_KWH and min(report.evenly_kwh) >= 0 and min(report.at_latest_kwh) >= 0):
+        raise ValueError
     return Outlook(
         (0, *[kwh * MJ_PER_KWH for kwh in report.evenly_kwh]),
         (0, *[kwh * MJ_PER_KWH for kwh in report.at_latest_kwh]),

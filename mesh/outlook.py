@@ -97,10 +97,12 @@ def lost_mj(need: Need, slack_mj: list[float], limit_w: int) -> float:
     need_mj, left_ms, max_w = need.need_mj, need.left_ms, min(need.max_w, limit_w)
     spare_ms = left_ms - need_mj // max_w
     first = max(0, bisect_right(GRID_MS, spare_ms) - 1)
+    # After the last point nothing is known but the limit.
+    beyond_mj = limit_w * max(0, left_ms - GRID_MS[-1])
     if spare_ms >= 0 and need_mj <= min(slack_mj[first:]):
         return 0
     at, part = place(left_ms)
-    when_it_leaves = slack_mj[at - 1] + (slack_mj[at] - slack_mj[at - 1]) * part
+    when_it_leaves: float = slack_mj[at - 1] + (slack_mj[at] - slack_mj[at - 1]) * part + beyond_mj
     before: float = -min(0, when_it_leaves, *slack_mj)
     points = zip(GRID_MS[first:], slack_mj[first:], strict=True)
     after: float = max([min(need_mj, max_w * (t - spare_ms)) - slack for t, slack in points])
@@ -145,7 +147,7 @@ class _Curve:
 
     def rise(self, start_ms: float, end_ms: float, rate_w: float) -> None:
         """By `rate_w` from then to then; what would have risen before now is left out."""
-        start_ms = max(0, start_ms)
+        start_ms, end_ms = max(0, start_ms), max(0, end_ms)
         first, after = bisect_right(GRID_MS, start_ms), bisect_right(GRID_MS, end_ms)
         self._slope[first] += rate_w
         self._offset[first] += rate_w * start_ms

@@ -273,13 +273,24 @@ def test_the_entries_of_another_life_are_not_compared() -> None:
     assert view.foreign.per_ms(NOW) == 0
 
 
-def test_the_version_changes_with_who_may_be_asked_and_with_nothing_else() -> None:
+def test_the_version_changes_when_one_is_fresh_again_and_with_nothing_else() -> None:
     view = view_of_one()
     versions = [view.version]
     view.report("a:1", load(sequence=2, demand_w=11_000), NOW + 1)
     view.reserve("a:1", key(), 11_000, NOW + 1)
     versions.append(view.version)
-    for sequence, accepting, at in ((3, False, 2), (4, True, 3), (5, True, 3 + 4 * INTERVAL)):
-        view.report("a:1", load(sequence=sequence, accepting=accepting), NOW + at)
-        versions.append(view.version)
-    assert [version - versions[0] for version in versions] == [0, 0, 1, 2, 3]
+    view.report("a:1", load(sequence=3), NOW + 3 + 4 * INTERVAL)
+    versions.append(view.version)
+    assert [version - versions[0] for version in versions] == [0, 0, 1], "it was stale"
+
+
+def test_a_substation_that_moved_is_found_where_it_is_also_when_it_comes_back() -> None:
+    view = LoadView(["a:1", "a:2"], INTERVAL)
+    for step, address in enumerate(("a:1", "a:2", "a:1", "a:1")):
+        at = NOW + step
+        view.report(address, load(epoch=at, generated_at_ms=at), at)
+        assert view.address_of("a") == address
+    reservation = view.reserve("a:1", key(), 11_000, NOW + 3)
+    view.admitted("a:1", NOW + 3, [(key(), 7)])
+    view.report("a:1", load(epoch=NOW + 3, sequence=2, generated_at_ms=NOW + 4), NOW + 4)
+    assert view["a:1"].reserved_w == reservation.demand_w, "the report does not contain it yet"

@@ -39,6 +39,19 @@ def test_a_report_without_all_of_the_promises_tells_of_none() -> None:
     assert wire.load_of(wire.report_of(load())).ahead is None
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0, 1e298])
+@pytest.mark.parametrize("field", ["time_scale", "limit_power_kw", "demand_kw", "evenly_kwh", "at_latest_kwh"])
+def test_one_broken_number_makes_the_report_malformed(field: str, number: float) -> None:
+    """It would draw every car, or stop all placements."""
+    report = wire.report_of(load(ahead=NOTHING))
+    if field.endswith("kwh"):
+        getattr(report, field)[3] = number
+    else:
+        setattr(report, field, number)
+    with pytest.raises(wire.Malformed, match="a number that is none"):
+        wire.load_of(report)
+
+
 def test_an_admission_whose_session_names_no_substation_is_malformed() -> None:
     with pytest.raises(wire.Malformed, match="session_id 'nowhere'"):
         wire.entry_of(reports_pb2.Admission(session_id="nowhere"), NOW)

@@ -62,6 +62,18 @@ def test_a_car_costs_what_is_promised_and_asked_above_the_limit() -> None:
     assert cost(both, later, 11_000) == pytest.approx(0), "what is lost without it is not its fault"
 
 
+def test_after_the_last_point_the_limit_is_all_that_is_known() -> None:
+    promised = Need(500 * 3_600_000_000, 47 * HOUR_MS, 11_000).outlook()
+    later = Need(60 * 3_600_000_000, 5 * 24 * HOUR_MS, 11_000)
+    assert cost(promised, later, 11_000) == 0, "there is room after two days"
+    assert cost(promised, later._replace(left_ms=48 * HOUR_MS), 11_000) > 0
+
+
+def test_what_is_late_already_is_nobodys_promise() -> None:
+    late = outlook([Need(36_000_000_000, -600_000, 11_000)])
+    assert min(late.at_latest_mj) == 0
+
+
 def test_a_time_is_placed_between_two_points() -> None:
     assert [place(m * MINUTES) for m in (0, 15, 75, 2_880, 99_999)] == [
         (1, 0), (2, 0), (5, 0.5), (len(GRID_MS) - 1, 1), (len(GRID_MS) - 1, 1),

@@ -394,13 +394,13 @@ class Placement(_message.Message):
     substation_id: _builtins.str
     """The substation that admitted it."""
     policy: _builtins.str
-    """The rule that chose: `least_load_ahead` (the request says how much energy: where it can be completed,
-    and least is promised for its stay), `least_utilisation` (it does not), `direct` (the client chose),
+    """The rule that chose: `least_load_ahead` (the request says how much energy: where least is promised for
+    its stay and no energy is lost, or else where least is lost), `least_utilisation` (it does not), `direct` (the client chose),
     `repeat` (the key was known).
     """
     score: _builtins.float
     """The rule's score of the chosen substation: mean load ahead, or utilisation after, as a part of the
-    limit. The lowest wins, of those that can complete the car.
+    limit. The lowest wins, of those where least energy is lost.
     """
     utilisation_before: _builtins.float
     """Demand over limit before and after this session, in the balancer's view. May exceed 1: demand is
