@@ -41,7 +41,7 @@ run: $(VENV)/.run ## three substations, a balancer and a gateway on loopback; Ct
 rush-hour: $(VENV)/.run ## 30 equal cars in 3 s through a running gateway, and where they went
 	@$(BIN)/python -m fleet rush-hour
 
-bench: .venv-bench/.bench ## the tables in benchmarks/README.md, made anew (an hour and more)
+bench: .venv-bench/.bench ## the tables and plots of benchmarks/README.md, made anew (hours)
 	@.venv-bench/bin/python -m benchmarks.tables
 
 # --- tests ---------------------------------------------------------------------------------------
