@@ -110,7 +110,8 @@ class Picker:
             fresh = [known for known in left if self._fits(known, charge, now, ReportState.FRESH)]
             return self._best(fresh, charge, now) or self._best_stale(left, charge, now)
         probes = self._probes(charge, now, tried) if self._ejections.out else []
-        self._look_again(now)
+        if now > self._until_ms or (self._view.version, self._ejections.version) != self._as_of:
+            self._look_again(now)
         if len(self._heard) > FULL_SCAN:
             some = self._current(self._some(self._heard, self._choices(len(self._heard), now)), now, tried)
             if (best := self._best(some + probes, charge, now)) is not None:

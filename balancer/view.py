@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import add
+from typing import NamedTuple
 
 from balancer.rate import Rate
 from mesh.charge import Key
@@ -35,8 +36,7 @@ HELD_MOST = 64
 FOREIGN_MEMORY_MS = 120_000
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """One load report, in whole watts. `generated_at_ms` is the substation's wall clock."""
 
     substation_id: str
@@ -105,6 +105,8 @@ class Known:
     """One substation in the view. Everything here is changed by `LoadView` only."""
 
     address: str
+    # Empty until it has reported.
+    substation_id: str = ""
     # The report that is counted with, and when any report last arrived.
     load: Load | None = None
     received_ms: int | None = None
@@ -129,11 +131,6 @@ class Known:
     # (epoch, sequence) up to which admissions were processed; None while that stream is down.
     caught_up: tuple[int, int] | None = None
 
-    @property
-    def substation_id(self) -> str:
-        """Empty until it has reported."""
-        return self.load.substation_id if self.load else ""
-
     def lost_mj(self, need: Need) -> float:
         """What that car would cost there in energy, its own or that of others; 0 where no report tells."""
         if self.load is None or self.load.ahead is None:
@@ -147,6 +144,7 @@ class Known:
         load = self.load
         self.slack_mj = None
         if load is not None:
+            self.substation_id = load.substation_id
             self.demand_w = load.demand_w + self.reserved_w
             self.limit_w = load.limit_w
             self.free_charge_points = load.free_charge_points - len(self.reservations)

@@ -84,13 +84,13 @@ def _ahead_of(report: load_pb2.LoadReport) -> Outlook | None:
     """None when it does not say, as one of an older version."""
     if not len(report.evenly_kwh) == len(report.at_latest_kwh) == len(GRID_MS) - 1:
         return None
+    evenly_kwh, at_latest_kwh = list(report.evenly_kwh), list(report.at_latest_kwh)
     # The sum is a number only if all are.
-    promised_kwh = sum(report.evenly_kwh) + sum(report.at_latest_kwh)
-    if not (promised_kwh <= _MOST_KWH and min(report.evenly_kwh) >= 0 and min(report.at_latest_kwh) >= 0):
+    if not (sum(evenly_kwh) + sum(at_latest_kwh) <= _MOST_KWH and min(evenly_kwh) >= 0 and min(at_latest_kwh) >= 0):
         raise ValueError
     return Outlook(
-        (0, *[kwh * MJ_PER_KWH for kwh in report.evenly_kwh]),
-        (0, *[kwh * MJ_PER_KWH for kwh in report.at_latest_kwh]),
+        (0, *[kwh * MJ_PER_KWH for kwh in evenly_kwh]),
+        (0, *[kwh * MJ_PER_KWH for kwh in at_latest_kwh]),
     )
 
 

@@ -37,7 +37,7 @@ def load(substation_id: str = "a", **changed: Any) -> Load:  # noqa: ANN401
         free_charge_points=120,
         accepting=True,
     )
-    return replace(idle, **changed)
+    return idle._replace(**changed)
 
 
 def key(number: int = 0) -> Key:
