@@ -6,9 +6,9 @@ where least is lost. Without a departure it cannot be said what is lost. Of a ca
 nothing is known but its power: the lowest (demand + asked) / limit after placement. Ties are broken at random. Never
 raw kW: with unequal ratings that is no better than random.
 
-Up to 128 substations are all looked at, which keeps equal substations equal. Beyond that, and where only stale
-ones are left, distinct random ones are: the fewer, the more cars other balancers have placed that no report shows
-yet, because balancers with the same old view would all choose the same substation.
+Up to 128 substations are all looked at, which keeps equal substations equal; beyond that, distinct random ones, and
+of stale ones two. Where reports are old and other balancers place many cars, the lowest is not always chosen: those
+with the same old view would all choose the same.
 """
 
 from collections.abc import Collection
@@ -25,8 +25,10 @@ from mesh.model import ErrorReason, NotAccepting, ReportState
 from mesh.outlook import Need, need_of, place, room_w
 
 FULL_SCAN = 128
-MOST_CHOICES = 48
-LEAST_CHOICES = 2
+MANY_CHOICES = 48
+STALE_CHOICES = 2
+# With so many cars unseen and more, the lowest is no longer surely the best.
+FEW_UNSEEN = 0.5
 # What a car would cost is found out for so many: it takes longer than all the rest.
 CLOSER_LOOKS = 16
 MOST_PROBES = 8
@@ -85,7 +87,7 @@ _ANSWERS: dict[Obstacle, tuple[type[MeshError], ErrorReason, str, int]] = {
 class Picker:
     """Chooses from a view. Reads only: the caller reserves.
 
-    `lag_ms`: how much later than a change the view shows it, on average.
+    `lag_ms`: how much later than a change the view shows it, at most.
     """
 
     def __init__(self, view: LoadView, ejections: Ejections, rng: Random, lag_ms: int = PUSHED_LAG_MS) -> None:
@@ -102,6 +104,9 @@ class Picker:
         self._built_ms = 0
         self._fresh: list[Known] = []
         self._until_ms = -1
+        # Cars that others have placed and no report shows yet, and until when that is taken for true.
+        self._unseen = 0.0
+        self._unseen_until_ms = 0
 
     def pick(self, charge: Charge, now: int, tried: Collection[str] = ()) -> Pick | MeshError:
         """The best substation that was not tried yet, or the error that says why there is none."""
@@ -113,7 +118,7 @@ class Picker:
         if now > self._until_ms or (self._view.version, self._ejections.version) != self._as_of:
             self._look_again(now)
         if len(self._heard) > FULL_SCAN:
-            some = self._current(self._some(self._heard, self._choices(len(self._heard), now)), now, tried)
+            some = self._current(self._some(self._heard, MANY_CHOICES), now, tried)
             if (best := self._best(some + probes, charge, now)) is not None:
                 return best
             everyone = self._current(self._heard, now, tried)
@@ -153,13 +158,6 @@ class Picker:
         some = self._some(due, MOST_PROBES)
         return [k for k in some if k.address not in tried and self._fits(k, charge, now, ReportState.FRESH)]
 
-    def _choices(self, among: int, now: int) -> int:
-        """As many as there are substations for each car that was placed elsewhere and is not seen yet."""
-        unseen = self._view.foreign.per_ms(now) * self._lag_ms
-        if unseen * MOST_CHOICES <= among:
-            return MOST_CHOICES
-        return max(LEAST_CHOICES, round(among / unseen))
-
     def _some(self, everyone: list[Known], count: int) -> list[Known]:
         """Distinct ones at a random distance from one another: each is as likely, and one slice costs nothing."""
         if count >= len(everyone):
@@ -187,8 +185,8 @@ class Picker:
         lowest = min(scores, default=inf)
         if lowest == inf:
             return None
-        chosen, eligible = self._one(some, scores, lowest), len(scores) - scores.count(inf)
-        return _pick(chosen, LEAST_UTILISATION, lowest, charge, eligible, None)
+        at = self._one(some, scores, lowest, max_w, now)
+        return _pick(some[at], LEAST_UTILISATION, scores[at], charge, len(scores) - scores.count(inf), None)
 
     def _by_outlook(self, fitting: list[Known], evenly: list[Any], charge: Charge, now: int) -> Pick:
         need = need_of(charge, now, fitting[0].time_scale)
@@ -199,32 +197,53 @@ class Picker:
             (curve[at - 1] * before + curve[at] * after + own_w) / known.limit_w
             for curve, known in zip(evenly, fitting, strict=True)
         ]
-        chosen, score = self._least_lost(fitting, scores, need, charge)
-        return _pick(chosen, LEAST_LOAD_AHEAD, score, charge, len(fitting), need)
+        chosen = self._one(fitting, scores, min(scores), need.need_mj / need.left_ms, now)
+        # What is lost cannot be said of a car of unknown departure.
+        if charge.departure_ms is not None and fitting[chosen].lost_mj(need) > 0:
+            chosen = self._least_lost(fitting, scores, need)
+        return _pick(fitting[chosen], LEAST_LOAD_AHEAD, scores[chosen], charge, len(fitting), need)
 
-    def _least_lost(self, fitting: list[Known], scores: list[float], need: Need, charge: Charge) -> tuple[Known, float]:
-        """The lowest of those where least energy is lost, which cannot be said of a car of unknown departure."""
-        lowest = min(scores)
-        chosen = self._one(fitting, scores, lowest)
-        if charge.departure_ms is None or chosen.lost_mj(need) <= 0:
-            return chosen, lowest
+    def _least_lost(self, fitting: list[Known], scores: list[float], need: Need) -> int:
+        """The lowest of those where least energy is lost."""
         nearest = sorted(range(len(fitting)), key=scores.__getitem__)[:CLOSER_LOOKS]
         # In thousandths of what it asks for: less is rounding.
         random = self._rng.random
-        at = min(nearest, key=lambda at: (fitting[at].lost_mj(need) * 1_000 // need.need_mj, scores[at], random()))
-        return fitting[at], scores[at]
+        return min(nearest, key=lambda at: (fitting[at].lost_mj(need) * 1_000 // need.need_mj, scores[at], random()))
 
-    def _one(self, fitting: list[Known], scores: list[float], lowest: float) -> Known:
-        """With that score; of several any."""
+    def _one(self, some: list[Known], scores: list[float], lowest: float, each_w: float, now: int) -> int:
+        """The index of that with the lowest score; of several any, and where others place unseen not always that."""
+        if now >= self._unseen_until_ms:
+            self._unseen = self._view.foreign.per_ms(now) * self._lag_ms
+            self._unseen_until_ms = now + REBUILD_MS
+        if self._unseen * len(some) > FEW_UNSEEN * len(self._heard):
+            return self._spread(some, scores, each_w * self._unseen * len(some) / len(self._heard))
         if scores.count(lowest) == 1:
-            return fitting[scores.index(lowest)]
-        return self._rng.choice([known for known, score in zip(fitting, scores, strict=True) if score == lowest])
+            return scores.index(lowest)
+        return self._rng.choice([at for at, score in enumerate(scores) if score == lowest])
+
+    def _spread(self, some: list[Known], scores: list[float], unseen_w: float) -> int:
+        """Any of those that would be filled up if so much were poured in, each as likely as much would go there.
+
+        Others have placed about as much that no report shows yet, most likely where it was lowest. All of them
+        choosing the lowest would be a herd; choosing like this they fill up evenly (load interpretation, M. Dahlin,
+        "Interpreting stale load information", 1999).
+        """
+        order = sorted(range(len(scores)), key=scores.__getitem__)
+        level, filling_w, left_w, filled = scores[order[0]], 0, unseen_w, []
+        for at in order:
+            rise_w = (scores[at] - level) * filling_w
+            if rise_w >= left_w:
+                break
+            level, left_w, filling_w = scores[at], left_w - rise_w, filling_w + some[at].limit_w
+            filled.append(at)
+        level += left_w / filling_w
+        return self._rng.choices(filled, [(level - scores[at]) * some[at].limit_w for at in filled])[0]
 
     # --- when none of them is left --------------------------------------------------------------
 
     def _best_stale(self, left: list[Known], charge: Charge, now: int) -> Pick | MeshError:
         stale = [known for known in left if self._fits(known, charge, now, ReportState.STALE)]
-        best = self._best(self._some(stale, LEAST_CHOICES), charge, now)
+        best = self._best(self._some(stale, STALE_CHOICES), charge, now)
         return best or self._why_none(left, charge, now)
 
     def _fits(self, known: Known, charge: Charge, now: int, state: ReportState) -> bool:

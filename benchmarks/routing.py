@@ -380,7 +380,7 @@ class Ours(Balancer):
     def __init__(self, world: World, rng: Random) -> None:
         super().__init__(world)
         pushed = world.row.period_s is None
-        self._desk = Desk(world.sites, world.interval_ms, rng, PUSHED_LAG_MS if pushed else world.interval_ms // 2)
+        self._desk = Desk(world.sites, world.interval_ms, rng, PUSHED_LAG_MS if pushed else world.interval_ms)
         wires = {name: Near(self, name) for name in world.sites}
         self._production = Production(world.loop, self._desk, wires, rng, ProductionTally())
 
