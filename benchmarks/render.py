@@ -199,7 +199,7 @@ def _plot(
 
     # The same figures give the same file.
     mpl.rcParams["svg.hashsalt"] = path.name
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, values in lines.items():
         is_ours = name.startswith("ours")
@@ -207,13 +207,13 @@ def _plot(
         axes.plot(x, values, style, marker="o", markersize=4, linewidth=3 if is_ours else 1.3, label=name)
     if log:
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set_ylim(bottom=0)
     axes.set_xticks(x, [f"{value:g}" for value in x])
     axes.minorticks_off()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, metadata={"Date": None})
 
 
