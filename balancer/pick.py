@@ -97,10 +97,10 @@ class Picker:
         self._lag_ms = lag_ms
         # In an order of its own, so that what lies side by side for others does not here.
         self._order = rng.sample(view.substations, len(view))
-        # Those that have reported and are not ejected, as of these versions and that time; of a few, those that are
-        # fresh, as long as they surely are.
+        # Those that have reported and are not ejected, as of these versions (they only grow, so their sum tells) and
+        # that time; of a few, those that are fresh, as long as they surely are.
         self._heard: list[Known] = []
-        self._as_of: tuple[int, int] = (-1, -1)
+        self._as_of = -1
         self._built_ms = 0
         self._fresh: list[Known] = []
         self._until_ms = -1
@@ -115,7 +115,7 @@ class Picker:
             fresh = [known for known in left if self._fits(known, charge, now, ReportState.FRESH)]
             return self._best(fresh, charge, now) or self._best_stale(left, charge, now)
         probes = self._probes(charge, now, tried) if self._ejections.out else []
-        if now > self._until_ms or (self._view.version, self._ejections.version) != self._as_of:
+        if now > self._until_ms or self._view.version + self._ejections.version != self._as_of:
             self._look_again(now)
         if len(self._heard) > FULL_SCAN:
             some = self._current(self._some(self._heard, MANY_CHOICES), now, tried)
@@ -131,7 +131,7 @@ class Picker:
 
     def _look_again(self, now: int) -> None:
         """Finds out who there is when that may have changed; of many not at once, because that takes long."""
-        as_of = (self._view.version, self._ejections.version)
+        as_of = self._view.version + self._ejections.version
         if as_of != self._as_of and (len(self._order) <= FULL_SCAN or now - self._built_ms >= REBUILD_MS):
             out = self._ejections.out
             self._heard = [known for known in self._order if known.load is not None and known.address not in out]
@@ -182,8 +182,7 @@ class Picker:
             if fitting and None not in evenly and len({known.time_scale for known in fitting}) == 1:
                 return self._by_outlook(fitting, evenly, charge, now)
         scores = [(k.demand_w + max_w) / k.limit_w if floor_w <= k.admits_w else inf for k in some]
-        lowest = min(scores, default=inf)
-        if lowest == inf:
+        if not scores or (lowest := min(scores)) == inf:
             return None
         at = self._one(some, scores, lowest, max_w, now)
         return _pick(some[at], LEAST_UTILISATION, scores[at], charge, len(scores) - scores.count(inf), None)
@@ -215,8 +214,8 @@ class Picker:
         if now >= self._unseen_until_ms:
             self._unseen = self._view.foreign.per_ms(now) * self._lag_ms
             self._unseen_until_ms = now + REBUILD_MS
-        if self._unseen * len(some) > FEW_UNSEEN * len(self._heard):
-            return self._spread(some, scores, each_w * self._unseen * len(some) / len(self._heard))
+        if self._unseen and (unseen := self._unseen * len(some) / len(self._order)) > FEW_UNSEEN:
+            return self._spread(some, scores, each_w * unseen)
         if scores.count(lowest) == 1:
             return scores.index(lowest)
         return self._rng.choice([at for at, score in enumerate(scores) if score == lowest])

@@ -194,6 +194,12 @@ def test_where_others_place_much_unseen_the_lowest_are_chosen_as_they_would_fill
         assert counts[name] == pytest.approx(1_000 * kw / 275, abs=60)
 
 
+def test_the_first_request_may_name_its_substations_where_others_place_much() -> None:
+    desk = desk_of(load("a"), load("b"), load("busy", accepting=False, free_charge_points=120_000))
+    placed_elsewhere(desk, 120_000)
+    assert picked(desk, allowed=frozenset({"a", "b"})).substation_id in {"a", "b"}
+
+
 def test_few_unseen_cars_change_nothing() -> None:
     desk = desk_of(load("a"), load("b", demand_w=1_000), load("busy", accepting=False, free_charge_points=120_000))
     placed_elsewhere(desk, 2_000)
