@@ -42,6 +42,11 @@ class Server:
         self._health = servicer
         self.port = port
 
+    async def show(self, service: str, serving: bool) -> None:
+        """What health says of one service name, beside those that are SERVING until the stop."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(service, status)
+
     async def stop(self, grace_seconds: float) -> None:
         """Health first, so that callers look elsewhere; then refuses new calls and lets the others finish."""
         await self._health.enter_graceful_shutdown()

@@ -3,22 +3,24 @@
 import asyncio
 import secrets
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random, SystemRandom
 
 import grpc
-import msgspec
 import structlog
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
 from mesh.clock import Clock, SystemClock
 from mesh.metrics import GrpcServerMetrics, MetricsPage, new_registry
 from mesh.process import run
-from mesh.server import start_server
+from mesh.server import Server, start_server
 from mesh.settings import StartupError
 from mesh.units import watts
-from substation import slots
+from substation import damage, slots
 from substation.cars import SimulatedCars
+from substation.damage import DamagedError
 from substation.engine import Engine, find_cars
 from substation.ledger import Ledger, LedgerError
 from substation.metrics import SubstationMetrics
@@ -29,16 +31,37 @@ from substation.station import Station, StationConfig
 
 log = structlog.get_logger()
 
+LEDGER = "ledger.db"
+LEDGER_HEALTH = "ledger"
+
 
 def open_engine(
     settings: SubstationSettings, folder: Path, clock: Clock, rng: Random, metrics: SubstationMetrics
 ) -> Engine:
     """An engine with all that the ledger in `folder` remembers, not started yet."""
-    ledger = Ledger(folder / "ledger.db")
+    path, now = folder / LEDGER, clock.now_ms()
+    damage.check_told(path, settings.start_without, StationConfig.lease_ms, now)
     try:
-        return _recall(settings, ledger, clock, rng, metrics)
-    except (LedgerError, sqlite3.Error, msgspec.MsgspecError) as error:
-        raise StartupError(f"cannot use the ledger {ledger.path}: {error}") from None
+        with _closed_on_error(Ledger(path)) as ledger:
+            engine = _recall(settings, ledger, clock, rng, metrics)
+    except DamagedError as error:
+        aside = damage.set_aside(path, now)
+        log.error("ledger damaged: set aside", ledger=str(path), aside=str(aside), error=str(error))  # noqa: TRY400
+        raise StartupError(damage.advice(path, aside)) from None
+    except (LedgerError, sqlite3.Error) as error:
+        raise StartupError(f"cannot use the ledger {path}: {error}") from None
+    metrics.damaged.set(len(damage.files(path)))
+    return engine
+
+
+@contextmanager
+def _closed_on_error(ledger: Ledger) -> Iterator[Ledger]:
+    """A file that is to be set aside must not be open."""
+    try:
+        yield ledger
+    except BaseException:
+        ledger.close()
+        raise
 
 
 def _recall(
@@ -57,6 +80,15 @@ def _recall(
     station = Station(config, rng, now, memory, SHARING[settings.sharing]())
     structlog.contextvars.bind_contextvars(substation=substation_id)
     return Engine(station, plant, ledger, clock, metrics, epoch)
+
+
+async def _show_ledger(engine: Engine, server: Server) -> None:
+    """Health of the service name `ledger`: whether it can be written. The others stay SERVING."""
+    news = engine.shown.listen()
+    while True:
+        news.clear()
+        await server.show(LEDGER_HEALTH, engine.ledger_works)
+        await news.wait()
 
 
 async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
@@ -80,9 +112,11 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     log.info(
         "substation serves", port=server.port, metrics_port=page.port, sessions=engine.report().load.active_sessions
     )
+    showing = asyncio.create_task(_show_ledger(engine, server))
     engine.broken.add_done_callback(lambda _: stopping.set())
     await stopping.wait()
     log.info("substation stops")
+    showing.cancel()
     engine.shut()
     await server.stop(settings.grace_s)
     await engine.stop()

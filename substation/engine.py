@@ -79,6 +79,8 @@ class Engine:
         self._tasks = [asyncio.create_task(self._commit_forever()), asyncio.create_task(self._checkpoint_forever())]
         for task in self._tasks:
             task.add_done_callback(self._ended)
+        # Not only once an hour: it may never run for so long.
+        self._forget()
         self._absorb(self._station.advance(self._clock.now_ms()))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -168,6 +170,11 @@ class Engine:
         if self._ahead is None or now - self._ahead[1] >= _AHEAD_MS:
             self._ahead = (self._station.outlook(now), now)
         return Report(config.substation_id, self.epoch, config.time_scale, now, self._load, self._ahead[0])
+
+    @property
+    def ledger_works(self) -> bool:
+        """Whether the last commit succeeded."""
+        return not self._ledger_error
 
     def expected_end_ms(self, session: Session) -> int | None:
         """When a session should be done."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mesh.model import LimitSource, StopReason
+from mesh.model import LimitSource, NotAccepting, StopReason
 from substation.load import Report
 from substation.sessions import Session
 
@@ -35,6 +35,11 @@ class SubstationMetrics:
             "substation_limit_compliance_seconds",
             "From a cut of the limit until committed power was back under it.",
             buckets=_COMPLIANCE_BUCKETS,
+            registry=registry,
+        )
+        self.damaged = Gauge(
+            "substation_ledger_damaged",
+            "Damaged ledgers beside the one in use: to be looked at, and removed when not needed any more.",
             registry=registry,
         )
         self.sessions.labels("admitted", "")
@@ -72,6 +77,7 @@ class _Gauges(Collector):
             yield _gauge(f"substation_{name}_watts", text, value())
         yield _gauge("substation_active_sessions", "Sessions that want energy.", load.active_sessions)
         yield _gauge("substation_time_scale", "Seconds of charging that pass in one second.", report.time_scale)
+        yield self._not_accepting(load.not_accepting)
         yield self._limits(load.limit_w, load.limit_source)
         yield _counter(
             "substation_over_limit_seconds",
@@ -83,6 +89,16 @@ class _Gauges(Collector):
             "Energy delivered since the start.",
             self._delivered_j(),
         )
+
+    @staticmethod
+    def _not_accepting(why: NotAccepting) -> Metric:
+        family = GaugeMetricFamily(
+            "substation_not_accepting", "1 for the reason why nothing is admitted, 0 for the others.", labels=["reason"]
+        )
+        for reason in NotAccepting:
+            if reason:
+                family.add_metric([reason.name], reason is why)
+        return family
 
     @staticmethod
     def _limits(limit_w: int, source: LimitSource) -> Metric:

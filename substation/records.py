@@ -67,6 +67,7 @@ class LimitRecord(msgspec.Struct, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode_session = msgspec.msgpack.Decoder(SessionRecord).decode
 _decode_live = msgspec.msgpack.Decoder(list[LiveRecord]).decode
+_decode_bodies = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_limits = msgspec.msgpack.Decoder(list[LimitRecord]).decode
 
 
@@ -119,6 +120,16 @@ def _live_record(session: Session) -> LiveRecord:
         int(session.limit_reason),
         int(session.limit_source),
     )
+
+
+def history_body(bodies: list[bytes]) -> bytes:
+    """Rows of sessions as one."""
+    return _encode(bodies)
+
+
+def read_history(body: bytes) -> list[bytes]:
+    """The rows that were put together."""
+    return _decode_bodies(body)
 
 
 def limits_body(limits: Iterable[Limit]) -> bytes:

@@ -35,3 +35,6 @@ class SubstationSettings(ServiceSettings):
         one_of(*SHARING),
     )
     time_scale: int = setting(1, "seconds of charging that pass in one second; 1 on a real site", within(1, 3600))
+    start_without: str = setting(
+        "", "name of a damaged ledger that was set aside: start drained without what it held, when there is no backup"
+    )

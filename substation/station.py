@@ -298,9 +298,8 @@ class Station:
     @property
     def accepting(self) -> NotAccepting:
         """UNSPECIFIED: it is; else why not."""
-        if self._draining:
-            return NotAccepting.DRAINING
-        return max(self._blocked, default=NotAccepting.UNSPECIFIED)
+        drained = NotAccepting.DRAINING if self._draining else NotAccepting.UNSPECIFIED
+        return max(self._blocked, default=drained)
 
     def load(self) -> Load:
         """The load as of the last call; its sequence grows when commitments changed since."""

@@ -233,6 +233,12 @@ class Mesh:
         process = self._processes.get(name)
         return process is not None and process.poll() is None
 
+    def exit_code(self, name: str) -> int:
+        """Of one that has ended."""
+        code = self._processes[name].poll()
+        assert code is not None, f"{name} runs"
+        return code
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 

@@ -31,6 +31,8 @@ OF_EVERY_SUBSTATION = {
     "substation_time_scale",
     "substation_sessions_total",
     "substation_ledger_commit_seconds_count",
+    "substation_ledger_damaged",
+    "substation_not_accepting",
 }
 OF_THE_BALANCER = {
     "balancer_picks_total",

@@ -159,6 +159,30 @@ async def test_an_admission_that_the_disk_did_not_take_is_undone_and_reported(tm
         assert set(rows(tmp_path)) == {live.session_id, again.session_id}
 
 
+def bound_ledger(engine: Engine, pages: int) -> None:
+    """SQLite finds the disk full beyond so many pages; it never cuts the file."""
+    engine._ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+async def test_a_full_disk_stops_admissions_but_not_the_cars_and_is_recovered_from(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        live, _ = await engine.charge(a_charge("live"))
+        bound_ledger(engine, 1)
+        with pytest.raises(Unavailable) as caught:
+            await engine.charge(a_charge("large", body=bytes(100_000)))
+        assert (caught.value.reason, "full" in engine._ledger_error) == (ErrorReason.OUTCOME_UNKNOWN, True)
+        assert engine.report().load.not_accepting is NotAccepting.LEDGER
+        assert not engine.ledger_works
+        plant.say([Confirmed(live.session_id, 1), Reading(live.session_id, 10_000, 5_000)])
+        assert engine.report().load.measured_w == 10_000
+        bound_ledger(engine, 1_000_000)
+        await until(lambda: engine.ledger_works, 5)
+        assert not engine.report().load.not_accepting
+        large, repeated = await engine.charge(a_charge("large", body=bytes(100_000)))
+        assert (repeated, set(rows(tmp_path))) == (False, {live.session_id, large.session_id})
+
+
 async def test_a_repeat_of_an_admission_that_failed_does_not_bring_it_back(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
         protect_disk(engine, True)
@@ -211,6 +235,16 @@ async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path)
         assert engine.report().load.not_accepting is NotAccepting.DRAINING
         assert engine.shown.session(session.session_id).stop_reason is StopReason.LOCAL
         assert await engine.resolve(a_charge("unknown").key, attempt) == attempt
+
+
+async def test_a_start_forgets_what_is_old_without_waiting_for_an_hour(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        old, _ = await engine.charge(a_charge())
+        await engine.stop_session(old.session_id, StopReason.LOCAL)
+        engine._ledger._db.execute("UPDATE sessions SET ended_ms = 1")
+    async with an_engine(tmp_path, Plant()) as engine:
+        await engine.charge(a_charge("new"))
+        assert [session.session_id for session in engine._ledger.history()] == [old.session_id]
 
 
 async def test_the_stream_of_admissions_can_be_resumed_where_it_broke(tmp_path: Path) -> None:

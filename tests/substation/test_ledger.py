@@ -1,4 +1,3 @@
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -98,24 +97,6 @@ def test_a_failed_commit_says_so_and_the_next_one_works(tmp_path: Path) -> None:
     assert list(ledger.recall(NOW).sessions) == []
     ledger.commit(Changes(sessions=[row]))
     assert len(ledger.recall(NOW).sessions) == 1
-
-
-def test_a_file_that_is_no_ledger_is_named_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    path.write_bytes(b"this is not a database, " * 100)
-    with pytest.raises(StartupError, match=str(path)):
-        Ledger(path)
-    assert path.read_bytes().startswith(b"this is not")
-
-
-def test_a_ledger_of_a_later_schema_is_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    Ledger(path).close()
-    with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(StartupError, match="schema 99"):
-        Ledger(path)
 
 
 def test_replicas_claim_slots_in_turn_and_an_id_claims_its_own(tmp_path: Path) -> None:

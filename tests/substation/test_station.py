@@ -427,6 +427,13 @@ def test_the_reason_not_to_accept_that_lasts_is_not_lifted_by_another() -> None:
     assert rig.station.accepting is NotAccepting.SHUTTING_DOWN
 
 
+def test_that_the_ledger_cannot_be_written_is_said_also_when_drained() -> None:
+    rig = Rig()
+    rig.do(rig.station.drain(True, rig.now))
+    rig.station.block(NotAccepting.LEDGER)
+    assert rig.station.accepting is NotAccepting.LEDGER
+
+
 def test_a_car_that_draws_more_than_granted_without_any_cut_is_disconnected_too() -> None:
     rig = Rig()
     session = rig.charge(a_charge(energy_j=10**9))
