@@ -125,6 +125,10 @@ class Picker:
         else:
             everyone = [known for known in self._fresh if known.address not in tried] if tried else self._fresh
         best = self._best(everyone + probes if probes else everyone, charge, now)
+        if best is None and self._view.version + self._ejections.version != self._as_of:
+            # Nobody is refused because of a list that is a moment old.
+            self._built_ms = now - REBUILD_MS
+            return self.pick(charge, now, tried)
         return best or self._best_stale([known for known in self._view if known.address not in tried], charge, now)
 
     # --- who is looked at -----------------------------------------------------------------------

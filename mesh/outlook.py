@@ -46,18 +46,9 @@ class Need(NamedTuple):
         """How long it could wait and still be completed at full power; below 0 it cannot be completed."""
         return self.left_ms - self.need_mj // self.max_w
 
-    def evenly_mj(self, by_ms: int) -> int:
-        """At a constant power until it leaves."""
-        return min(self.need_mj, self.max_w * by_ms, self.need_mj * by_ms // max(self.left_ms, LEAST_LEFT_MS))
-
-    def at_latest_mj(self, by_ms: int) -> int:
-        """At full power, as late as that brings all of it."""
-        return min(self.need_mj, max(0, self.max_w * (by_ms - self.spare_ms)))
-
     def outlook(self) -> "Outlook":
         """The curves of this car alone. What it is late with already is nobody's promise."""
         need_mj, max_w, spare_ms = self.need_mj, self.max_w, self.spare_ms
-        # Written out: this is done for every car that is placed.
         rate_w = min(max_w, need_mj / max(self.left_ms, LEAST_LEFT_MS))
         late_mj = max(0, -max_w * spare_ms)
         return Outlook(

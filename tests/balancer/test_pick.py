@@ -306,6 +306,16 @@ def test_one_of_many_that_is_new_is_picked_before_long() -> None:
     assert "s199" in picks
 
 
+def test_of_many_one_that_is_new_is_picked_at_once_where_no_other_fits() -> None:
+    desk = Desk([address(f"s{i}") for i in range(200)], INTERVAL, Random(1))
+    assert refused(desk).reason is ErrorReason.NO_SUBSTATION
+    desk.reported("s7:1", load("s7"), NOW + 1)
+    assert picked(desk, NOW + 1).substation_id == "s7"
+    for i in range(200):
+        desk.reported(address(f"s{i}"), load(f"s{i}", sequence=2, free_charge_points=0), NOW + REBUILD_MS)
+    assert refused(desk, NOW + REBUILD_MS).reason is ErrorReason.NO_CHARGE_POINT
+
+
 def test_of_many_one_that_was_tried_is_not_picked_again() -> None:
     desk = desk_of(*many(150))
     tried = tuple(address(f"s{i}") for i in range(149))

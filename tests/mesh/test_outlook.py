@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.outlook import GRID_MS, NOTHING, Need, Outlook, lost_mj, need_of, outlook, place
+from tests.curves import at_latest_mj, evenly_mj
 from tests.substation.rig import a_charge
 
 MINUTES = 60_000
@@ -22,20 +23,20 @@ needs = st.builds(
 
 def test_charged_as_late_as_possible_nothing_must_flow_before_the_time_to_spare_is_over() -> None:
     assert CAR.spare_ms == 3 * HOUR_MS
-    assert [CAR.at_latest_mj(h * HOUR_MS) for h in (1, 3, 4, 9)] == [0, 0, CAR.need_mj, CAR.need_mj]
+    assert [at_latest_mj(CAR, h * HOUR_MS) for h in (1, 3, 4, 9)] == [0, 0, CAR.need_mj, CAR.need_mj]
 
 
 def test_charged_evenly_a_quarter_flows_in_a_quarter_of_the_stay() -> None:
-    assert CAR.evenly_mj(HOUR_MS) == CAR.need_mj // 4
-    assert CAR.evenly_mj(9 * HOUR_MS) == CAR.need_mj
+    assert evenly_mj(CAR, HOUR_MS) == CAR.need_mj // 4
+    assert evenly_mj(CAR, 9 * HOUR_MS) == CAR.need_mj
 
 
 @given(st.lists(needs, max_size=5))
 def test_the_curves_are_the_sums_over_the_cars(cars: list[Need]) -> None:
     ahead = outlook(cars)
     for at, t in enumerate(GRID_MS):
-        assert abs(ahead.evenly_mj[at] - sum(car.evenly_mj(t) for car in cars)) <= ROUNDING_MJ * len(cars)
-        at_latest = sum(car.at_latest_mj(t) - car.at_latest_mj(0) for car in cars)
+        assert abs(ahead.evenly_mj[at] - sum(evenly_mj(car, t) for car in cars)) <= ROUNDING_MJ * len(cars)
+        at_latest = sum(at_latest_mj(car, t) - at_latest_mj(car, 0) for car in cars)
         assert abs(ahead.at_latest_mj[at] - at_latest) <= ROUNDING_MJ * len(cars)
 
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from substation.completion import Completion, completable, need, promised
 from substation.sharing import Claim, EqualShare, SharingPolicy
 from substation.urgency import EarliestDeadline, LeastLaxity
+from tests.curves import at_latest_mj
 
 HOUR_MS = 3_600_000
 POLICIES: list[SharingPolicy] = [EqualShare(), LeastLaxity(), EarliestDeadline(), Completion()]
@@ -64,7 +65,7 @@ def test_what_is_kept_can_be_completed_as_the_curves_say(asked: list[Claim], lim
     assert spare_mj >= 0
     rounding = sum(needs[name].max_w for name in kept) * 1_001
     for t in {needs[name].left_ms for name in kept}:
-        assert sum(needs[name].at_latest_mj(t) for name in kept) <= limit_w * t + rounding
+        assert sum(at_latest_mj(needs[name], t) for name in kept) <= limit_w * t + rounding
 
 
 def test_with_power_for_one_the_one_with_no_time_to_spare_goes_first() -> None:
