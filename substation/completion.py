@@ -61,7 +61,10 @@ def completable(needs: dict[str, Need], limit_w: int) -> tuple[list[str], int]:
 
 
 def _swept_mj(need: Need, t: int) -> int:
-    """Its part of the level: at full power, as late as that brings all of it, but what rounding takes from its time to spare is let go."""
+    """Its part of the level, at full power as late as that brings all of it.
+
+    What rounding takes from its time to spare is let go.
+    """
     return need.max_w * max(0, min(t, need.left_ms) - max(0, need.spare_ms))
 
 
