@@ -329,6 +329,11 @@ async def begun(pipe: Connection, times: Times, connected: Callable[[], bool]) -
     return span
 
 
+async def until_killed() -> None:
+    """Stays connected: the other side has yet to count its connections."""
+    await asyncio.Event().wait()
+
+
 async def balancer(pipe: Connection, addresses: list[str], times: Times) -> None:
     """The part of a balancer that follows substations, put together as its `__main__` does."""
     clock, rng, changes = SystemClock(), Random(), Changes()
@@ -353,6 +358,7 @@ async def balancer(pipe: Connection, addresses: list[str], times: Times) -> None
     span = await begun(pipe, times, lambda: followed() == len(addresses))
     cpu_s, reports, switches = await measured(span, lambda: len(ages.ages_ms))
     pipe.send(Figures(cpu_s, reports, followed(), sorted(ages.ages_ms[-reports:]), switches))
+    await until_killed()
 
 
 class Bare:
@@ -386,8 +392,8 @@ async def bare(pipe: Connection, addresses: list[str], times: Times) -> None:
     span = await begun(pipe, times, lambda: followed() == len(addresses))
     cpu_s, reports, switches = await measured(span, lambda: sum(one.count for one in readers))
     pipe.send(Figures(cpu_s, reports, followed(), [], switches))
-    for task in tasks:
-        task.cancel()
+    await until_killed()
+    await asyncio.gather(*tasks)
 
 
 # --- both -------------------------------------------------------------------------------------------
