@@ -119,6 +119,9 @@ class SimulatedCars:
         self._scale = scale
         self._obedience_ms = obedience_s * 1000 / scale
         self._cars: dict[str, _Car] = {}
+        # When each does something next, and as of when the meters are read.
+        self._due: dict[str, int] = {}
+        self._now = 0
 
     def plug_in(self, plugged: Plugged) -> None:
         """A car is there; it draws nothing until offered, but for what it still holds after a restart."""
@@ -135,6 +138,7 @@ class SimulatedCars:
             grant_w=plugged.held_w,
             lease_until_ms=plugged.lease_until_ms,
         )
+        self._look_ahead(plugged.session_id)
 
     def offer(self, session_id: str, offer: Offer, now: int) -> None:
         """The car will act on it within its obedience time; at once when nothing changes but the lease."""
@@ -146,27 +150,40 @@ class SimulatedCars:
         delay = 0 if renewal else round(car.rng.uniform(0, self._obedience_ms))
         due = max([now + delay, *(at for at, _ in car.waiting)])
         car.waiting.append((due, offer))
+        self._look_ahead(session_id)
 
     def open(self, session_id: str) -> None:
         """The contactor opens and the car is forgotten: nothing more is drawn."""
         self._cars.pop(session_id, None)
+        self._due.pop(session_id, None)
 
     def advance(self, now: int) -> list[CarEvent]:
         """What the cars did up to `now`, in order for each car."""
         events: list[CarEvent] = []
-        for car in self._cars.values():
+        self._now = max(self._now, now)
+        for name in [name for name, at in self._due.items() if at <= now]:
+            car = self._cars[name]
             while (at := car.next_event(self._scale)) is not None and at <= now:
                 events += self._step(car, at)
-            car.pass_to(now, self._scale)
+            self._look_ahead(name)
         return events
+
+    def _look_ahead(self, session_id: str) -> None:
+        """Between its events a car changes nothing, so it is not asked again."""
+        at = self._cars[session_id].next_event(self._scale)
+        if at is None:
+            self._due.pop(session_id, None)
+        else:
+            self._due[session_id] = at
 
     def next_event(self) -> int | None:
         """When a car does something next, in wall milliseconds."""
-        times = (car.next_event(self._scale) for car in self._cars.values())
-        return min((at for at in times if at is not None), default=None)
+        return min(self._due.values(), default=None)
 
     def readings(self) -> list[Reading]:
         """All meters as of the last advance."""
+        for car in self._cars.values():
+            car.pass_to(self._now, self._scale)
         return [Reading(name, car.power_w, car.register_mj) for name, car in self._cars.items()]
 
     def _step(self, car: _Car, at: int) -> list[CarEvent]:

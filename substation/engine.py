@@ -34,6 +34,9 @@ log = structlog.get_logger()
 # Registers are kept, and shown, at least this often while a session charges.
 CHECKPOINT_S = 1.0
 FORGET_S = 3600.0
+# What the cars say, and calls, are answered to with power within this time: each costs a look at every session, which
+# a hundred cars that say something should share.
+TURN_S = 0.02
 # Promises shift as time passes.
 _AHEAD_MS = 1_000
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
@@ -53,6 +56,9 @@ class Engine:
         self.epoch = epoch
         self._batch = Batch()
         self._wake = asyncio.Event()
+        # The turn that is due for what has come in, and when the last one was, in seconds.
+        self._turn_due: asyncio.TimerHandle | None = None
+        self._turned_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
@@ -95,7 +101,7 @@ class Engine:
         """Admits nothing more and ends the streams, because the process stops."""
         self.closing = True
         self._station.block(NotAccepting.SHUTTING_DOWN)
-        self._absorb(self._station.settle())
+        self._turn()
         self.shown.tell_all()
 
     async def stop(self) -> None:
@@ -107,8 +113,9 @@ class Engine:
             self._tasks[1].cancel()
             await asyncio.wait(self._tasks, timeout=5)
             self._tasks[0].cancel()
-        if self._timer:
-            self._timer.cancel()
+        for timer in (self._timer, self._turn_due):
+            if timer:
+                timer.cancel()
         self._plant.stop()
         self._writer.shutdown()
         self._ledger.close()
@@ -148,8 +155,10 @@ class Engine:
         return self.shown.session(session_id)
 
     async def set_limit(self, limit: Limit) -> None:
-        """Grants are lowered before this waits for the disk."""
-        await self._committed(self._station.set_limit(limit, self._clock.now_ms()))
+        """Grants are lowered at once, before this waits for the disk."""
+        self._absorb(self._station.set_limit(limit, self._clock.now_ms()))
+        self._turn()
+        await self._committed([])
 
     async def clear_limit(self, source: LimitSource) -> None:
         """Removes a source's limit."""
@@ -195,7 +204,6 @@ class Engine:
     async def _committed(self, events: list[ev.Event]) -> None:
         """Absorbs what a call led to, and waits until it and all before it is on disk."""
         self._absorb(events)
-        self._absorb(self._station.settle())
         done = asyncio.get_running_loop().create_future()
         self._batch.waiting.append(done)
         self._wake.set()
@@ -204,6 +212,8 @@ class Engine:
     def _hear(self, said: list[CarEvent]) -> None:
         try:
             self._tell_station(said)
+            if seconds() >= self._turned_s + TURN_S:
+                self._turn()
         except Exception as error:
             self._break(error)
 
@@ -217,7 +227,6 @@ class Engine:
                     self._absorb(self._station.measured(session_id, power_w, register_mj, now))
                 case Full(session_id):
                     self._absorb(self._station.full(session_id, now))
-        self._absorb(self._station.settle())
 
     def _tick(self, due_ms: int) -> None:
         self._timer = None
@@ -227,15 +236,38 @@ class Engine:
             if late_ms >= STALL_MS:
                 log.warning("the process stood still", seconds=late_ms / 1000)
                 self._tell_station(list(self._plant.read()))
+            self._turn()
         except Exception as error:
             self._break(error)
 
     def _absorb(self, events: list[ev.Event]) -> None:
-        """Notes what is to be kept, and does at once what need not wait."""
+        """Notes what is to be kept, and does at once what need not wait.
+
+        What costs a look at every session waits for the turn: the next commit's, or one that comes within TURN_S.
+        """
         for event in events:
+            self._note(event)
+        if self._turn_due is None:
+            self._turn_due = asyncio.get_running_loop().call_later(TURN_S, self._turn_at_last)
+        if self._batch:
+            self._wake.set()
+
+    def _turn_at_last(self) -> None:
+        try:
+            self._turn()
+        except Exception as error:
+            self._break(error)
+
+    def _turn(self) -> None:
+        """Shares the power anew, shows the load, and sees when something is due next."""
+        if self._turn_due is not None:
+            self._turn_due.cancel()
+            self._turn_due = None
+        for event in self._station.settle():
             self._note(event)
         self._publish_load()
         self._arm()
+        self._turned_s = seconds()
         if self._batch:
             self._wake.set()
 
@@ -324,7 +356,11 @@ class Engine:
         while not (self._stopping and not self._batch):
             await self._wake.wait()
             self._wake.clear()
-            self._absorb(self._station.meter(self._clock.now_ms()))
+            for event in self._station.meter(self._clock.now_ms()):
+                self._note(event)
+            # What is written, and shown after it, is of one moment with the power shared.
+            self._turn()
+            self._wake.clear()
             batch, self._batch = self._batch, Batch()
             try:
                 await self._commit(batch)
@@ -387,14 +423,14 @@ class Engine:
             self._absorb(self._station.withdraw(session_id, now))
         self._batch.take_back(batch)
         batch.resolve(_unknown())
-        self._absorb(self._station.settle())
+        self._turn()
 
     def _unblock(self) -> None:
         if self._ledger_error:
             log.info("ledger can be written again: accepting")
             self._ledger_error = ""
             self._station.unblock(NotAccepting.LEDGER)
-            self._absorb(self._station.settle())
+            self._turn()
 
 
 def _log_end(session: Session) -> None:

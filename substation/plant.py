@@ -49,6 +49,7 @@ class SimulatedPlant:
         self._clock = clock
         self._listener: Callable[[list[CarEvent]], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._armed_ms: int | None = None
         self._missed: list[CarEvent] = []
 
     def start(self, listener: Callable[[list[CarEvent]], None]) -> None:
@@ -81,13 +82,15 @@ class SimulatedPlant:
             self._timer.cancel()
 
     def _arm(self) -> None:
+        """Wakes for the next event; an earlier timer, for what will not happen any more, does no harm."""
+        at = self._cars.next_event()
+        if at is None or not self._listener or (self._timer and self._armed_ms is not None and self._armed_ms <= at):
+            return
         if self._timer:
             self._timer.cancel()
-            self._timer = None
-        at = self._cars.next_event()
-        if at is not None and self._listener:
-            delay_ms = max(0, at - self._clock.now_ms())
-            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._wake)
+        self._armed_ms = at
+        delay_ms = max(0, at - self._clock.now_ms())
+        self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._wake)
 
     def _wake(self) -> None:
         self._timer = None

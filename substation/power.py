@@ -34,6 +34,8 @@ class Power:
         # Until then committed power may be over the limit: the cars have their time to obey.
         self._excused_until_ms = now
         self._resumed_until_ms = now
+        # Whether shares change with time alone, without an event.
+        self.timed = policy.review_s is not None
         self._most_w = 0
         self.over_limit_ms = 0
         self.budget = self._budget_at(now)

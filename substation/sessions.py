@@ -196,5 +196,7 @@ class Session:
 
     def lapses_at(self) -> int | None:
         """When the next lease is over that still counts more than the grant does."""
-        granted_w = self.granted_w
-        return min([o.valid_until_ms for o in self.offers if o.power_w > granted_w], default=None)
+        offers, granted_w = self.offers, self.granted_w
+        if len(offers) == 1 and offers[0].power_w <= granted_w:  # the usual case
+            return None
+        return min([o.valid_until_ms for o in offers if o.power_w > granted_w], default=None)

@@ -79,6 +79,8 @@ class Station:
         self.config = config
         self._rng = rng
         self._now = now
+        # Whether all that was due at that moment is done: what many say in one moment is looked at once.
+        self._passed = False
         self._power = Power(policy or EqualShare(), Limits(config.rated_w, memory.limits), config.time_scale, now)
         self._draining = memory.draining
         self._blocked: set[NotAccepting] = set()
@@ -92,9 +94,11 @@ class Station:
         self._admission_sequence = 0
         self._renew_ms: int | None = None
         self._commitments: tuple[object, ...] = ()
-        # Whether sharing anew at this moment could change anything, and when the next event is, once that is known.
+        # Whether sharing anew at this moment could change anything; when the next event is, and the sums over the
+        # sessions, once these are known.
         self._unsettled = True
         self._next: tuple[int | None] | None = None
+        self._sums: Sums | None = None
         self._restore(memory, now)
 
     def _restore(self, memory: Memory, now: int) -> None:
@@ -245,6 +249,7 @@ class Station:
 
     def advance(self, now: int) -> list[Event]:
         """Carries everything to `now`, stopping at each event on the way, and shares the power."""
+        self._passed = False
         self._pass_to(now)
         self._settle()
         return self._taken()
@@ -258,7 +263,7 @@ class Station:
         """Carries all registers to `now`, to be kept and shown."""
         self._pass_to(now)
         self._carry_registers()
-        return self._take()
+        return self._taken()
 
     def _carry_registers(self) -> None:
         for session in self._live.values():
@@ -332,7 +337,7 @@ class Station:
 
     def _note_commitments(self) -> Sums:
         """Adds up the live sessions, and counts the sequence on when commitments changed since the last time."""
-        total = sums(self._live.values())
+        total = self._sums = self._sums or sums(self._live.values())
         budget = self._power.budget
         commitments = (
             self._admission_sequence,
@@ -393,6 +398,8 @@ class Station:
 
     def _pass_to(self, now: int) -> None:
         """Handles all that is due up to `now`, each at its own time. A clock that goes back stands still."""
+        if self._passed and now <= self._now:
+            return
         if (due := self.next_event()) is not None and due + STALL_MS <= now:
             self._resume(now)
         while (at := self.next_event()) is not None and at <= now:
@@ -401,6 +408,7 @@ class Station:
             self._changed()
             self._settle()
         self._account(now)
+        self._passed = True
 
     def _resume(self, now: int) -> None:
         """The process stood still: it has neither sent nor heard anything, so it must not judge by that.
@@ -421,26 +429,33 @@ class Station:
         self._power.account(self._now, to)
         if to > self._now:
             self._now = to
-            self._changed()
+            # When something is due next follows from the sessions alone, and so does what they should have, unless
+            # the policy looks at the time.
+            self._unsettled |= self._power.timed
 
     def _changed(self) -> None:
         """What was found out of this moment holds no longer."""
         self._unsettled = True
-        self._next = None
+        self._next = self._sums = None
 
     def _next_of(self, session: Session) -> int | None:
         """When something is due for this session next."""
+        departure = session.charge.departure_ms
         if not session.active:
-            return session.charge.departure_ms  # it holds its plug and nothing else
+            return departure  # it holds its plug and nothing else
+        # Asked of every session in every turn: what is usually None costs no call.
         scale = self.config.time_scale
-        times = (
-            session.satisfied_at(scale),
-            session.charge.departure_ms,
-            session.lapses_at() if session.offers else None,
-            None if session.undrawn_since_ms is None else draw.undrawn_until_ms(session, scale),
-            session.obey_by_ms,
-        )
-        return min([at for at in times if at is not None], default=None)
+        at = session.satisfied_at(scale)
+        if departure is not None and (at is None or departure < at):
+            at = departure
+        lapses = session.lapses_at()
+        if lapses is not None and (at is None or lapses < at):
+            at = lapses
+        if session.undrawn_since_ms is not None:
+            undrawn = draw.undrawn_until_ms(session, scale)
+            at = undrawn if at is None or (undrawn is not None and undrawn < at) else at
+        obey_by = session.obey_by_ms
+        return obey_by if obey_by is not None and (at is None or obey_by < at) else at
 
     def _handle_due(self, at: int) -> None:
         for session in list(self._live.values()):
@@ -545,7 +560,7 @@ class Station:
     def _settle(self) -> None:
         if not self._unsettled:
             return
-        self._next = None
+        self._next = self._sums = None
         settled = self._power.settle(self._live.values(), self._now)
         for session in settled.granted:
             self._offer(session)

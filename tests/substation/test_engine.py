@@ -175,7 +175,7 @@ async def test_a_full_disk_stops_admissions_but_not_the_cars_and_is_recovered_fr
         assert engine.report().load.not_accepting is NotAccepting.LEDGER
         assert not engine.ledger_works
         plant.say([Confirmed(live.session_id, 1), Reading(live.session_id, 10_000, 5_000)])
-        assert engine.report().load.measured_w == 10_000
+        await until(lambda: engine.report().load.measured_w == 10_000, 1)
         bound_ledger(engine, 1_000_000)
         await until(lambda: engine.ledger_works, 5)
         assert not engine.report().load.not_accepting
