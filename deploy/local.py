@@ -91,7 +91,7 @@ def plan(settings: MeshSettings) -> Plan:
         for i, (name, rated_kw) in enumerate(zip(LETTERS, settings.rated_kw, strict=False))
     )
     balancer = parts.balancer(substations, settings.balancer_port, settings.metrics_port + 1).told(**level)
-    gateway = parts.gateway(balancer, settings.gateway_port, settings.metrics_port).told(**level)
+    gateway = parts.gateway([balancer], settings.gateway_port, settings.metrics_port).told(**level)
     return Plan(substations, balancer, gateway)
 
 

@@ -82,5 +82,5 @@ def balancer(substations: Sequence[Part], port: int, metrics_port: int) -> Part:
     return Part("balancer", "balancer", port, metrics_port, {"SUBSTATIONS": ",".join(s.address for s in substations)})
 
 
-def gateway(balancer: Part, port: int, metrics_port: int) -> Part:
-    return Part("gateway", "gateway", port, metrics_port, {"BALANCER": balancer.address})
+def gateway(balancers: Sequence[Part], port: int, metrics_port: int) -> Part:
+    return Part("gateway", "gateway", port, metrics_port, {"BALANCERS": ",".join(b.address for b in balancers)})

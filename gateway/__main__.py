@@ -7,11 +7,11 @@ from random import SystemRandom
 import structlog
 
 from gateway import app, server
+from gateway.balancers import Balancers
 from gateway.metrics import HttpMetrics
 from gateway.routes import Api
 from gateway.settings import GatewaySettings
 from gateway.table import operations
-from gateway.upstream import Balancer
 from mesh.clock import SystemClock
 from mesh.metrics import MetricsPage, new_registry
 from mesh.process import run
@@ -24,15 +24,15 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
     registry = new_registry()
     listener = server.bind(settings.host, settings.port)
     page = MetricsPage(settings.host, settings.metrics_port, registry)
-    balancer = Balancer(settings.balancer, settings.timeout_s)
-    api = Api(balancer, SystemClock(), SystemRandom(), stopping, settings.heartbeat_s)
+    balancers = Balancers(settings.balancers, settings.timeout_s)
+    api = Api(balancers, SystemClock(), SystemRandom(), stopping, settings.heartbeat_s)
     table = operations(api, _version())
     port = listener.getsockname()[1]
-    log.info("listening", host=settings.host, port=port, metrics_port=page.port, balancer=settings.balancer)
+    log.info("listening", host=settings.host, port=port, metrics_port=page.port, balancers=list(settings.balancers))
     try:
         await server.serve(app.build(table, HttpMetrics(registry)), listener, stopping, settings.grace_s)
     finally:
-        await balancer.close()
+        await balancers.close()
         page.close()
         log.info("stopped")
 

@@ -6,10 +6,10 @@ import grpc
 import msgspec
 
 from gateway import problems, translate
+from gateway.balancers import Balancers
 from gateway.bodies import Reader
 from gateway.problems import Naming, ProblemError
 from gateway.schemas import BatchItem, BatchOutcome, Problem
-from gateway.upstream import Balancer
 from gridmesh.v1 import charging_pb2
 from mesh.errors import MeshError
 from mesh.status import from_status
@@ -41,17 +41,17 @@ class Batch:
         except MeshError as error:
             _fail(outcome, problems.of_mesh(error, Naming(f"#/{index}")))
 
-    async def run(self, balancer: Balancer) -> None:
+    async def run(self, balancers: Balancers) -> None:
         """Sends the good ones and waits for their outcomes. Those that never come are unknown."""
         if not self._sent:
             return
-        await balancer.connected()
         broken = problems.problem(503, "STREAM_BROKEN", "the balancer gave no outcome")
+        balancer = await balancers.chosen()
         call = balancer.charging.ChargeBatch(
             charging_pb2.ChargeBatchRequest(
                 items=[charging_pb2.ChargeBatchItem(request=request) for request in self._sent]
             ),
-            timeout=balancer.timeout_s,
+            timeout=balancers.timeout_s,
         )
         try:
             async for response in call:

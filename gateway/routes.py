@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import bodies, problems, schemas, translate
+from gateway.balancers import Balancers
 from gateway.batch import Batch
 from gateway.events import Event, EventStream
 from gateway.problems import Naming, ProblemError
 from gateway.queries import Query
-from gateway.upstream import Balancer
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
 from mesh.clock import Clock
 from mesh.errors import MeshError
@@ -46,7 +46,7 @@ def _json(body: msgspec.Struct | list[Any], status: int = 200, headers: dict[str
 class Api:
     """What the handlers work with."""
 
-    balancer: Balancer
+    balancers: Balancers
     clock: Clock
     rng: Random
     stopping: asyncio.Event
@@ -62,8 +62,9 @@ class Api:
         echo = {KEY: key} if is_printable(key) else {}
         try:
             body = await self._body(request, _CHARGE)
-            asked = translate.charge_request(body, key, self._new_id(), self._not_after_ms())
-            answer = await self.balancer.charge(asked, _OF_CHARGE)
+            answer = await self.balancers.charge(
+                lambda: translate.charge_request(body, key, self._new_id(), self._not_after_ms()), _OF_CHARGE
+            )
         except MeshError as error:
             raise ProblemError(problems.of_mesh(error, _OF_CHARGE), echo) from None
         except ProblemError as error:
@@ -74,12 +75,12 @@ class Api:
     async def charge_batch(self, request: Request) -> Response:
         """Admits many cars; each has its own outcome."""
         Query(request.query_params).done()
-        body = await bodies.read(request, self.balancer.timeout_s)
+        body = await bodies.read(request, self.balancers.timeout_s)
         bodies.require_json(request, body)
         batch = Batch()
         for index, item in enumerate(bodies.items(body, MAX_BATCH)):
             batch.add(index, item, self._new_id, self._not_after_ms())
-        await batch.run(self.balancer)
+        await batch.run(self.balancers)
         return _json(batch.outcomes)
 
     async def list_charges(self, request: Request) -> Response:
@@ -94,20 +95,20 @@ class Api:
             substation_id=query.text("substation_id"),
         )
         query.done()
-        answer = await self.balancer.call(self.balancer.charging.ListSessions, asked, _OF_LIST)
+        answer = await self.balancers.call(lambda to: to.charging.ListSessions, asked, _OF_LIST)
         return _json(translate.session_list(answer))
 
     async def get_charge(self, request: Request) -> Response:
         """One session."""
         Query(request.query_params).done()
         asked = charging_pb2.GetSessionRequest(session_id=request.path_params["session_id"])
-        answer = await self.balancer.call(self.balancer.charging.GetSession, asked, _OF_SESSION)
+        answer = await self.balancers.call(lambda to: to.charging.GetSession, asked, _OF_SESSION)
         return _json(schemas.SessionReply(translate.session(answer.session)))
 
     async def stop_charge(self, request: Request) -> Response:
         """Ends a session."""
         Query(request.query_params).done()
-        body = await bodies.read(request, self.balancer.timeout_s)
+        body = await bodies.read(request, self.balancers.timeout_s)
         reason = None
         if body:
             bodies.require_json(request, body)
@@ -116,14 +117,14 @@ class Api:
             session_id=request.path_params["session_id"],
             reason=charging_pb2.StopReason.Value(f"STOP_REASON_{reason or 'UNSPECIFIED'}"),
         )
-        answer = await self.balancer.call(self.balancer.charging.StopSession, asked, _OF_SESSION)
+        answer = await self.balancers.call(lambda to: to.charging.StopSession, asked, _OF_SESSION)
         return _json(schemas.SessionReply(translate.session(answer.session)))
 
     async def watch_charge(self, request: Request) -> Response:
         """A session as events."""
         Query(request.query_params).done()
         asked = charging_pb2.WatchSessionRequest(session_id=request.path_params["session_id"])
-        call, first = await self.balancer.open(self.balancer.charging.WatchSession, asked)
+        call, first = await self.balancers.open(lambda to: to.charging.WatchSession, asked)
         return self._stream(request, call, first, _session_events)
 
     # --- substations -------------------------------------------------------------------------------
@@ -131,16 +132,16 @@ class Api:
     async def list_substations(self, request: Request) -> Response:
         """The balancer's load view."""
         Query(request.query_params).done()
-        answer = await self.balancer.call(
-            self.balancer.operations.ListSubstations, operations_pb2.ListSubstationsRequest()
+        answer = await self.balancers.call(
+            lambda to: to.operations.ListSubstations, operations_pb2.ListSubstationsRequest()
         )
         return _json(translate.substation_list(answer))
 
     async def watch_substations(self, request: Request) -> Response:
         """The load view as events."""
         Query(request.query_params).done()
-        call, first = await self.balancer.open(
-            self.balancer.operations.WatchSubstations, operations_pb2.WatchSubstationsRequest()
+        call, first = await self.balancers.open(
+            lambda to: to.operations.WatchSubstations, operations_pb2.WatchSubstationsRequest()
         )
         return self._stream(request, call, first, _substation_events)
 
@@ -150,7 +151,7 @@ class Api:
         source = _source(request)
         body = await self._body(request, _LIMIT)
         asked = translate.limit_request(request.path_params["substation_id"], source, body)
-        answer = await self.balancer.call(self.balancer.operations.SetLimit, asked, _OF_LIMIT)
+        answer = await self.balancers.call(lambda to: to.operations.SetLimit, asked, _OF_LIMIT)
         return _json(translate.limits_reply(answer))
 
     async def clear_limit(self, request: Request) -> Response:
@@ -160,21 +161,21 @@ class Api:
             substation_id=request.path_params["substation_id"],
             source=load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{_source(request)}"),
         )
-        answer = await self.balancer.call(self.balancer.operations.ClearLimit, asked, _OF_LIMIT)
+        answer = await self.balancers.call(lambda to: to.operations.ClearLimit, asked, _OF_LIMIT)
         return _json(translate.limits_reply(answer))
 
     async def drain(self, request: Request) -> Response:
         """Stops admissions on one substation."""
         Query(request.query_params).done()
         asked = operations_pb2.DrainRequest(substation_id=request.path_params["substation_id"])
-        answer = await self.balancer.call(self.balancer.operations.Drain, asked, _OF_SUBSTATION)
+        answer = await self.balancers.call(lambda to: to.operations.Drain, asked, _OF_SUBSTATION)
         return _json(schemas.LoadReply(translate.load(answer.load)))
 
     async def undrain(self, request: Request) -> Response:
         """Lets one substation admit again."""
         Query(request.query_params).done()
         asked = operations_pb2.UndrainRequest(substation_id=request.path_params["substation_id"])
-        answer = await self.balancer.call(self.balancer.operations.Undrain, asked, _OF_SUBSTATION)
+        answer = await self.balancers.call(lambda to: to.operations.Undrain, asked, _OF_SUBSTATION)
         return _json(schemas.LoadReply(translate.load(answer.load)))
 
     # --- the gateway itself ------------------------------------------------------------------------
@@ -189,10 +190,10 @@ class Api:
         del request
         if self.stopping.is_set():
             raise ProblemError(problems.stopping())
-        answer = await self.balancer.call(
-            self.balancer.operations.ListSubstations,
+        answer = await self.balancers.call(
+            lambda to: to.operations.ListSubstations,
             operations_pb2.ListSubstationsRequest(),
-            timeout_s=min(_READY_TIMEOUT_S, self.balancer.timeout_s),
+            timeout_s=min(_READY_TIMEOUT_S, self.balancers.timeout_s),
         )
         known = translate.substation_list(answer).substations
         placeable = sum(_why_not(each) is None for each in known)
@@ -208,7 +209,7 @@ class Api:
     # --- what several need -------------------------------------------------------------------------
 
     async def _body(self, request: Request, reader: bodies.Reader[bodies.T]) -> bodies.T:
-        body = await bodies.read(request, self.balancer.timeout_s)
+        body = await bodies.read(request, self.balancers.timeout_s)
         bodies.require_json(request, body)
         return reader.decode(body)
 
@@ -234,7 +235,7 @@ class Api:
         return uuid7(self.clock.now_ms(), self.rng)
 
     def _not_after_ms(self) -> int:
-        return self.clock.now_ms() + round(self.balancer.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+        return self.clock.now_ms() + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
 
 
 def _session_events(message: charging_pb2.WatchSessionResponse) -> list[Event]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mesh.settings import ServiceSettings, address, setting, within
+from mesh.settings import ServiceSettings, StartupError, address, setting, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +11,9 @@ class GatewaySettings(ServiceSettings):
 
     port: int = setting(8080, "port for HTTP; 0 takes a free one", within(0, 65535))
     metrics_port: int = setting(9101, "port for Prometheus; 0 takes a free one", within(0, 65535))
-    balancer: str = setting("127.0.0.1:50051", "host:port of the balancer (a substation works as well)", address)
+    balancers: tuple[str, ...] = setting(
+        ("127.0.0.1:50051",), "balancers to ask, host:port separated by commas (a substation works as well)", address
+    )
     timeout_s: float = setting(
         5.0, "seconds a call to the balancer may take; also for a client to send its body", within(0.05, 300)
     )
@@ -20,3 +22,9 @@ class GatewaySettings(ServiceSettings):
         "seconds of silence after which an event stream sends a comment, so that proxies keep it",
         within(0.05, 60),
     )
+
+    def __post_init__(self) -> None:
+        if not self.balancers:
+            raise StartupError("GATEWAY_BALANCERS must name at least one balancer as host:port")
+        if len(set(self.balancers)) < len(self.balancers):
+            raise StartupError("GATEWAY_BALANCERS names a balancer twice")

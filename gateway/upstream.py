@@ -1,13 +1,14 @@
-"""The balancer, over one channel for the life of the process."""
+"""One balancer as the gateway reaches it: a channel for the life of the process, and whether it can be asked."""
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.problems import Naming, ProblemError, ended, of_call, of_charge, too_late, unreachable
-from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2_grpc
+from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc
 from mesh.channel import open_channel
 
 if TYPE_CHECKING:
@@ -15,94 +16,74 @@ if TYPE_CHECKING:
     from gridmesh.v1.operations_pb2_grpc import OperationsServiceAsyncStub
 
 log = structlog.get_logger()
-Req = TypeVar("Req")
-Res = TypeVar("Res")
 
-_NO_NAMES = Naming()
+# A process that stands still keeps its connection: only asking shows it.
+_HEALTH_EVERY_S = 0.5
+_HEALTH_TIMEOUT_S = 1.0
 
 
 class Balancer:
-    """Calls with a deadline whose failures are problems, and knowledge of whether there is a connection."""
+    """One balancer. `changed` is called whenever its connection changes."""
 
-    def __init__(self, target: str, timeout_s: float) -> None:
+    def __init__(self, target: str, changed: Callable[[], None]) -> None:
         self.target = target
-        self.timeout_s = timeout_s
         self._channel = open_channel(target)
         self.charging: ChargingServiceAsyncStub = charging_pb2_grpc.ChargingServiceStub(self._channel)
         self.operations: OperationsServiceAsyncStub = operations_pb2_grpc.OperationsServiceStub(self._channel)
-        self._changed = asyncio.Event()
-        self._watch = asyncio.create_task(self._keep_connected())
+        # Its package has no types.
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+        self._answers = True
+        self._changed = changed
+        self._tasks = (asyncio.create_task(self._keep_connected()), asyncio.create_task(self._keep_asking()))
+
+    @property
+    def connected(self) -> bool:
+        """Whether a call made now leaves at once."""
+        return self._state() is grpc.ChannelConnectivity.READY
+
+    @property
+    def well(self) -> bool:
+        """Connected, and its health service said SERVING when it was last asked."""
+        return self._answers and self.connected
+
+    @property
+    def connecting(self) -> bool:
+        """Not connected, and it is not known yet whether it can be."""
+        return self._state() in {grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING}
+
+    def _state(self) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect=True)
 
     async def _keep_connected(self) -> None:
-        """Connects also while nobody calls, and wakes those who wait for a connection."""
+        """Connects also while nobody calls, and tells of it."""
         connected = None
         while True:
-            state = self._channel.get_state(try_to_connect=True)
+            state = self._state()
             settled = state in {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
             if settled and connected is not (state is grpc.ChannelConnectivity.READY):
                 # Before the first connection both are still starting, which is no reason to warn.
                 lost, connected = connected, state is grpc.ChannelConnectivity.READY
                 (log.warning if lost else log.info)("balancer", address=self.target, connected=connected)
             await self._channel.wait_for_state_change(state)
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
+            self._changed()
 
-    async def connected(self) -> None:
-        """Returns on a connection; waits while one is being made. ProblemError when there is none: nothing was sent."""
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                while (state := self._channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-                    if state in {grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN}:
-                        raise ProblemError(unreachable())
-                    await self._changed.wait()
-        except TimeoutError:
-            raise ProblemError(unreachable()) from None
+    async def _keep_asking(self) -> None:
+        while True:
+            if self.connected and (answers := await self._answers_now()) is not self._answers:
+                self._answers = answers
+                (log.info if answers else log.warning)("balancer", address=self.target, answers=answers)
+            await asyncio.sleep(_HEALTH_EVERY_S)
 
-    async def call(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Req, Res],
-        request: Req,
-        naming: Naming = _NO_NAMES,
-        timeout_s: float | None = None,
-    ) -> Res:
-        """One call."""
-        await self.connected()
+    async def _answers_now(self) -> bool:
         try:
-            return await method(request, timeout=timeout_s or self.timeout_s)
+            answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise ProblemError(of_call(error, naming)) from None
-
-    async def charge(self, request: charging_pb2.ChargeRequest, naming: Naming) -> charging_pb2.ChargeResponse:
-        """One charge. A failure that does not say for certain that nothing was admitted is OUTCOME_UNKNOWN."""
-        await self.connected()
-        try:
-            return await self.charging.Charge(request, timeout=self.timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise ProblemError(of_charge(error, naming, request.request_id)) from None
-
-    async def open(
-        self, method: grpc.aio.UnaryStreamMultiCallable[Req, Res], request: Req
-    ) -> tuple["grpc.aio.UnaryStreamCall[Req, Res]", Res]:
-        """A stream without a deadline, with its first message, which has one."""
-        await self.connected()
-        call = method(request)
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                first = await call.read()
-        except TimeoutError:
-            call.cancel()
-            raise ProblemError(too_late()) from None
-        except grpc.aio.AioRpcError as error:
-            raise ProblemError(of_call(error, _NO_NAMES)) from None
-        except asyncio.CancelledError:
-            call.cancel()
-            raise
-        if first is grpc.aio.EOF:
-            raise ProblemError(ended())
-        return call, first  # type: ignore[return-value]  # the stub's read() may be EOF
+            return error.code() is grpc.StatusCode.UNIMPLEMENTED
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:
         """Ends the connection."""
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()

@@ -5,9 +5,9 @@
         mesh.kill9("a")
         mesh.restart("a")
 
-Parts are called a, b, c... (substations), balancer and gateway. Each part's output goes to a file beside
-the ledgers; tests/conftest.py shows its end when a test fails. Nothing sleeps for luck: whoever waits
-names a condition and a bound.
+Parts are called a, b, c... (substations), balancer and gateway (and where there are more of them balancer-2,
+gateway-2...). Each part's output goes to a file beside the ledgers; tests/conftest.py shows its end when a test
+fails. Nothing sleeps for luck: whoever waits names a condition and a bound.
 """
 
 import os
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -93,6 +94,10 @@ class EndedEarly(AssertionError):
         self.lost_a_port = code == EXIT_STARTUP and "cannot listen" in log
 
 
+def _numbered(name: str, count: int) -> tuple[str, ...]:
+    return tuple(name if number == 1 else f"{name}-{number}" for number in range(1, count + 1))
+
+
 class Mesh:
     """Parts start and stop together or one by one; their addresses stay the same over restarts."""
 
@@ -103,6 +108,8 @@ class Mesh:
         rated_kw: Sequence[float] = (100.0, 100.0, 100.0),
         charge_points: int = 120,
         time_scale: int = 60,
+        balancers: int = 1,
+        gateways: int = 1,
         settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         """`settings` are more of them by part or by module: {"substation": {"LOG_LEVEL": "debug"}, "a": {...}}."""
@@ -112,6 +119,8 @@ class Mesh:
             Station(name, rated, charge_points, time_scale, folder)
             for name, rated in zip(self.substations, rated_kw, strict=True)
         ]
+        self.balancers = _numbered("balancer", balancers)
+        self.gateways = _numbered("gateway", gateways)
         self._settings = settings or {}
         self._parts = self._on_free_ports()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -119,13 +128,16 @@ class Mesh:
         self._http: httpx.Client | None = None
 
     def _on_free_ports(self) -> dict[str, Part]:
-        substations = [self._told(parts.substation(s, free_port(), free_port())) for s in self._stations]
-        balancer = self._told(parts.balancer(substations, free_port(), free_port()))
-        gateway = self._told(parts.gateway(balancer, free_port(), free_port()))
-        return {part.name: part for part in (*substations, balancer, gateway)}
+        substations = [
+            self._told(parts.substation(s, free_port(), free_port()), s.substation_id) for s in self._stations
+        ]
+        balancers = [self._told(parts.balancer(substations, free_port(), free_port()), name) for name in self.balancers]
+        gateways = [self._told(parts.gateway(balancers, free_port(), free_port()), name) for name in self.gateways]
+        return {part.name: part for part in (*substations, *balancers, *gateways)}
 
-    def _told(self, part: Part) -> Part:
-        return part.told(**self._settings.get(part.module, {}), **self._settings.get(part.name, {}))
+    def _told(self, part: Part, name: str) -> Part:
+        """With that name, and what the test sets for all of its kind and for it alone."""
+        return replace(part, name=name).told(**{**self._settings.get(part.module, {}), **self._settings.get(name, {})})
 
     # --- where things are ----------------------------------------------------------------------------
 
@@ -161,7 +173,7 @@ class Mesh:
         raise AssertionError("unreachable")
 
     def _start(self, names: Sequence[str]) -> Self:
-        for stage in (self.substations, ("balancer",), ("gateway",)):
+        for stage in (self.substations, self.balancers, self.gateways):
             started = [name for name in stage if name in names]
             for name in started:
                 self.spawn(name)
@@ -188,8 +200,8 @@ class Mesh:
 
     def wait_ready(self, name: str, bound_s: float = READY_S) -> None:
         """Ready: a substation serves; a balancer has a fresh report of each running substation; a gateway says so."""
-        condition = {"balancer": self._balancer_ready, "gateway": self._gateway_ready}.get(name)
-        self._wait_alive(name, condition or (lambda: self.serving(name)), bound_s)
+        ready = {"balancer": self._balancer_ready, "gateway": self._gateway_ready}.get(self._parts[name].module)
+        self._wait_alive(name, lambda: (ready or self.serving)(name), bound_s)
 
     def _wait_alive(self, name: str, condition: Callable[[], bool], bound_s: float) -> None:
         def ready_or_dead() -> bool:
@@ -213,19 +225,20 @@ class Mesh:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    def fresh(self) -> set[str]:
-        """The substations that the balancer has a fresh report of."""
-        stub = operations_pb2_grpc.OperationsServiceStub(self.channel("balancer"))
+    def fresh(self, name: str = "balancer") -> set[str]:
+        """The substations that this balancer has a fresh report of."""
+        stub = operations_pb2_grpc.OperationsServiceStub(self.channel(name))
         listed = stub.ListSubstations(operations_pb2.ListSubstationsRequest(), timeout=2).substations
         return {s.substation_id for s in listed if s.state == operations_pb2.REPORT_STATE_FRESH}
 
-    def _balancer_ready(self) -> bool:
+    def _balancer_ready(self, name: str) -> bool:
         running = {name for name in self.substations if self.alive(name)}
-        return self.serving("balancer") and self.fresh() >= running
+        return self.serving(name) and self.fresh(name) >= running
 
-    def _gateway_ready(self) -> bool:
+    def _gateway_ready(self, name: str) -> bool:
+        url = f"http://{self.address(name)}/readyz"
         try:
-            return self.http.get("/readyz").status_code == httpx.codes.OK
+            return httpx.get(url, timeout=10, trust_env=False).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 

@@ -37,7 +37,7 @@ def test_each_part_is_told_its_settings_through_the_environment() -> None:
         "SUBSTATION_DATA": str(ROOT / "elsewhere"),
     }
     assert mesh.balancer.environ["BALANCER_SUBSTATIONS"] == "127.0.0.1:50061,127.0.0.1:50062"
-    assert mesh.gateway.environ["GATEWAY_BALANCER"] == "127.0.0.1:50051"
+    assert mesh.gateway.environ["GATEWAY_BALANCERS"] == "127.0.0.1:50051"
 
 
 def test_who_is_asked_starts_before_who_asks() -> None:

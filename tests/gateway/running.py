@@ -13,10 +13,10 @@ import httpx
 from prometheus_client import CollectorRegistry
 
 from gateway import app, server
+from gateway.balancers import Balancers
 from gateway.metrics import HttpMetrics
 from gateway.routes import Api
 from gateway.table import operations
-from gateway.upstream import Balancer
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, operations_pb2, operations_pb2_grpc
 from mesh.clock import SystemClock
 from mesh.metrics import GrpcServerMetrics
@@ -219,8 +219,8 @@ async def gateway_before(
     """A gateway whose balancer is, or will be, at `port`."""
     listener = server.bind("127.0.0.1", 0)
     registry, stopping = CollectorRegistry(), asyncio.Event()
-    balancer = Balancer(f"127.0.0.1:{port}", timeout_s)
-    api = Api(balancer, SystemClock(), Random(7), stopping, heartbeat_s)
+    balancers = Balancers([f"127.0.0.1:{port}"], timeout_s)
+    api = Api(balancers, SystemClock(), Random(7), stopping, heartbeat_s)
     application = app.build(operations(api, "0.1.0"), HttpMetrics(registry))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))
@@ -230,4 +230,4 @@ async def gateway_before(
     finally:
         stopping.set()
         await serving
-        await balancer.close()
+        await balancers.close()

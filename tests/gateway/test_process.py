@@ -58,7 +58,7 @@ async def test_a_port_in_use_is_one_line_and_exit_2(setting: str) -> None:
     [
         ({"PORT": "x"}, "GATEWAY_PORT='x' is not a whole number"),
         ({"PORT": 70000}, "GATEWAY_PORT='70000' must be from 0 to 65535"),
-        ({"BALANCER": "nowhere"}, "GATEWAY_BALANCER='nowhere' must be host:port"),
+        ({"BALANCERS": "nowhere"}, "GATEWAY_BALANCERS='nowhere' must be host:port"),
         ({"TIMEOUT_S": 0}, "GATEWAY_TIMEOUT_S='0' must be from"),
         ({"HOST": "256.1.1.1"}, "256.1.1.1"),
     ],
@@ -80,7 +80,7 @@ async def test_a_signal_ends_streams_finishes_requests_and_exits_0(number: signa
         await may_answer.wait()
 
     fake = FakeBalancer(answers={"Charge": slow, "WatchSession": hangs})
-    async with served(fake) as port, running(BALANCER=f"127.0.0.1:{port}") as (process, first):
+    async with served(fake) as port, running(BALANCERS=f"127.0.0.1:{port}") as (process, first):
         assert (first["event"], first["host"]) == ("listening", "127.0.0.1")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{first['port']}", timeout=10) as http:
             metrics = await http.get(f"http://127.0.0.1:{first['metrics_port']}/metrics")
@@ -102,6 +102,6 @@ async def test_a_signal_ends_streams_finishes_requests_and_exits_0(number: signa
 
 async def test_it_stops_while_the_balancer_is_away() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        async with running(BALANCER=f"127.0.0.1:{silent.getsockname()[1]}") as (process, _):
+        async with running(BALANCERS=f"127.0.0.1:{silent.getsockname()[1]}") as (process, _):
             process.terminate()
             assert await asyncio.wait_for(process.wait(), 3) == 0

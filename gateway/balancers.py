@@ -1,0 +1,139 @@
+"""All balancers: whom to ask, and asking another one when the first was lost."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+import structlog
+
+from gateway.problems import Naming, ProblemError, ended, of_call, of_charge, too_late, unreachable
+from gateway.upstream import Balancer
+from gridmesh.v1 import charging_pb2
+from mesh.clock import seconds
+from mesh.model import ErrorReason
+from mesh.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from grpc.aio import UnaryStreamCall, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
+
+log = structlog.get_logger()
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+_NO_NAMES = Naming()
+# What one balancer may not be able to do while another can.
+_CUT_OFF = frozenset({ErrorReason.NO_SUBSTATION, ErrorReason.SUBSTATION_UNREACHABLE})
+
+
+class Balancers:
+    """Calls with a deadline whose failures are problems. Balancers are asked in turn, those that are well first.
+
+    Every call may be made twice: the mesh answers a repeat of any of them as it answered the first.
+    """
+
+    def __init__(self, targets: Sequence[str], timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._changed = asyncio.Event()
+        self._all = [Balancer(target, self._wake) for target in targets]
+        self._turn = 0
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def chosen(self) -> Balancer:
+        """The one to ask; waits while one may still connect. ProblemError when there is none: nothing was sent."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                while (balancer := self._next()) is None:
+                    if not any(each.connecting for each in self._all):
+                        raise ProblemError(unreachable())
+                    await self._changed.wait()
+        except TimeoutError:
+            raise ProblemError(unreachable()) from None
+        return balancer
+
+    def _next(self, but: Balancer | None = None) -> Balancer | None:
+        others = [each for each in self._all if each is not but]
+        usable = [each for each in others if each.well] or [each for each in others if each.connected]
+        self._turn += 1
+        return usable[self._turn % len(usable)] if usable else None
+
+    def _instead(self, lost: Balancer, error: grpc.aio.AioRpcError) -> Balancer | None:
+        """Another one, when that failure was of this balancer alone."""
+        ours = from_rpc_error(error)
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or (ours is not None and ours.reason not in _CUT_OFF):
+            return None
+        other = self._next(but=lost)
+        if other is not None:
+            log.info("asking another balancer", lost=lost.target, address=other.target, why=error.details())
+        return other
+
+    async def call(
+        self,
+        method: Callable[[Balancer], "UnaryUnaryMultiCallable[Req, Res]"],
+        request: Req,
+        naming: Naming = _NO_NAMES,
+        timeout_s: float | None = None,
+    ) -> Res:
+        """One call of `method`, as in `lambda balancer: balancer.charging.GetSession`."""
+        until = seconds() + (timeout_s or self.timeout_s)
+        balancer = await self.chosen()
+        try:
+            try:
+                return await method(balancer)(request, timeout=until - seconds())
+            except grpc.aio.AioRpcError as error:
+                if (other := self._instead(balancer, error)) is None:
+                    raise
+            return await method(other)(request, timeout=until - seconds())
+        except grpc.aio.AioRpcError as error:
+            raise ProblemError(of_call(error, naming)) from None
+
+    async def charge(
+        self, attempt: Callable[[], charging_pb2.ChargeRequest], naming: Naming
+    ) -> charging_pb2.ChargeResponse:
+        """One charge; `attempt` makes its request, anew for each time it is sent.
+
+        A failure that does not say for certain that nothing was admitted is OUTCOME_UNKNOWN. Where a balancer was
+        lost in the midst of it, another one is sent the same key as a later attempt, as the client would do.
+        """
+        until = seconds() + self.timeout_s
+        balancer = await self.chosen()
+        request = attempt()
+        try:
+            return await balancer.charging.Charge(request, timeout=until - seconds())
+        except grpc.aio.AioRpcError as error:
+            problem = of_charge(error, naming, request.request_id)
+            if (other := self._instead(balancer, error)) is None:
+                raise ProblemError(problem) from None
+        try:
+            return await other.charging.Charge(attempt(), timeout=until - seconds())
+        except grpc.aio.AioRpcError as error:
+            # A refusal of the later attempt says nothing of the first.
+            in_doubt = problem.reason == ErrorReason.OUTCOME_UNKNOWN.name
+            raise ProblemError(problem if in_doubt else of_charge(error, naming, request.request_id)) from None
+
+    async def open(
+        self, method: Callable[[Balancer], "UnaryStreamMultiCallable[Req, Res]"], request: Req
+    ) -> tuple["UnaryStreamCall[Req, Res]", Res]:
+        """A stream without a deadline, with its first message, which has one."""
+        call = method(await self.chosen())(request)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                first = await call.read()
+        except TimeoutError:
+            call.cancel()
+            raise ProblemError(too_late()) from None
+        except grpc.aio.AioRpcError as error:
+            raise ProblemError(of_call(error, _NO_NAMES)) from None
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if first is grpc.aio.EOF:
+            raise ProblemError(ended())
+        return call, first  # type: ignore[return-value]  # the stub's read() may be EOF
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        await asyncio.gather(*(balancer.close() for balancer in self._all))
