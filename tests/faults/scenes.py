@@ -1,0 +1,302 @@
+"""How each kind of scene is played: which plugs are pulled, in which order, and who asks meanwhile."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any, ClassVar
+
+import grpc
+
+from gridmesh.v1 import load_pb2, operations_pb2, operations_pb2_grpc
+from tests.faults import plan
+from tests.faults.clients import Car, Clients
+from tests.faults.mesh import GATEWAY, Mesh
+from tests.faults.plan import Scene
+from tests.faults.records import BALANCERS, PLACES, Fault, Limit, Log
+from tests.faults.witness import Witness
+from tests.mesh_processes import eventually
+
+# What is sent has arrived by then, and its reply has not been read.
+ARRIVED_S = 0.3
+BURST = 8
+JUMP_MS = 5 * 60_000
+_STALL_S = 0.15
+
+
+class Scenes:
+    """Plays scenes. One at a time at each substation, and one at a time that kills or stops a balancer."""
+
+    def __init__(
+        self, mesh: Mesh, clients: Clients, witness: Witness, log: Log, clock: Callable[[], float], rng: Random
+    ) -> None:
+        self._mesh = mesh
+        self._clients = clients
+        self._witness = witness
+        self._log = log
+        self._clock = clock
+        self._rng = rng
+        self._turns = {name: asyncio.Lock() for name in (*PLACES, "balancer")}
+
+    async def play(self, scene: Scene) -> None:
+        """From `at_s` on, or later, when it is its turn."""
+        await asyncio.sleep(scene.at_s)
+        turn = self._turns["balancer" if scene.kind in plan.AT_A_BALANCER else scene.substation]
+        async with turn:
+            await self._PLAYS[scene.kind](self, scene)
+
+    # --- what everything is made of --------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _fault(self, kind: str, part: str) -> AsyncIterator[None]:
+        """Something is wrong with a link or a disk while the block lasts."""
+        since = self._clock()
+        try:
+            yield
+        finally:
+            self._log.faults.append(Fault(kind, part, since, self._clock()))
+
+    async def _kill(self, name: str, for_s: float = 0.0, kind: str = "kill") -> None:
+        """kill -9, and after a while it starts again."""
+        since = self._clock()
+        self._mesh.kill(name)
+        await asyncio.sleep(for_s)
+        spawned = self._clock()
+        self._mesh.spawn(name)
+        await self._back(name, spawned)
+        self._log.faults.append(Fault(kind, name, since, self._clock(), spawned))
+
+    async def _back(self, name: str, spawned: float) -> None:
+        if name not in PLACES:
+            await self._mesh.ready(name)
+            return
+
+        async def shown() -> bool:
+            return await self._witness.look(name) is not None
+
+        await eventually(shown, 30, f"{name} shows its sessions")
+        self._log.back.append((name, self._clock() - spawned))
+
+    async def _stop(self, name: str, for_s: float) -> None:
+        since = self._clock()
+        self._mesh.signal(name, signal.SIGSTOP)
+        await asyncio.sleep(for_s)
+        self._mesh.signal(name, signal.SIGCONT)
+        self._log.faults.append(Fault("stop", name, since, self._clock()))
+
+    def _cars(self, number: int, *allowed: str, balancer: str = "", energy_kwh: float = 500.0) -> list[Car]:
+        return [Car(self._clients.new_key(), 11.0, energy_kwh, allowed, balancer) for _ in range(number)]
+
+    def _ask(self, cars: list[Car], stays_s: float) -> None:
+        for car in cars:
+            self._clients.spawn(car, stays_s)
+
+    def _others(self, place: str) -> tuple[str, ...]:
+        return tuple(other for other in PLACES if other != place)
+
+    # --- a reply or a request is lost ------------------------------------------------------------------
+
+    async def _reply_lost(self, scene: Scene) -> None:
+        """Admitted, and the balancer does not hear of it: nobody else may be asked."""
+        link = self._mesh.links[scene.balancer, scene.substation]
+        async with self._fault("reply lost", f"{scene.balancer}-{scene.substation}"):
+            link.replies.shut()
+            self._ask(self._cars(BURST, *self._two(scene), balancer=scene.balancer), 4.0)
+            await asyncio.sleep(ARRIVED_S)
+            link.cut()
+            await asyncio.sleep(0.1)
+            link.mend()
+            await self._heard_again(scene)
+
+    def _two(self, scene: Scene) -> tuple[str, str]:
+        """It, and one more that would do."""
+        return scene.substation, self._rng.choice(self._others(scene.substation))
+
+    async def _heard_again(self, scene: Scene) -> None:
+        async def fresh() -> bool:
+            return scene.substation in await self._mesh.fresh(scene.balancer)
+
+        await eventually(fresh, 30, f"{scene.balancer} hears of {scene.substation}")
+
+    async def _request_late(self, scene: Scene) -> None:
+        """The request arrives when its balancer has long asked somebody else: it must be fenced."""
+        link = self._mesh.links[scene.balancer, scene.substation]
+        async with self._fault("request late", f"{scene.balancer}-{scene.substation}"):
+            link.requests.shut()
+            self._ask(self._cars(BURST, *self._two(scene), balancer=scene.balancer), 4.0)
+            await asyncio.sleep(ARRIVED_S)
+            link.detach()
+            await asyncio.sleep(1.2)
+            link.deliver()
+            await asyncio.sleep(0.5)
+            link.forget()
+
+    async def _split(self, scene: Scene) -> None:
+        """Its balancer dies in doubt, and the other one cannot know: two sessions for a key, until they meet again."""
+        x, (y,) = scene.balancer, [name for name in BALANCERS if name != scene.balancer]
+        cut = [self._mesh.links[y, scene.substation], *(self._mesh.links[x, o] for o in self._others(scene.substation))]
+        async with self._turns["balancer"], self._fault("split", f"{y}-{scene.substation}"):
+            for link in cut:
+                link.cut()
+            self._mesh.links[x, scene.substation].replies.shut()
+            cars = self._cars(BURST // 2)
+            asked = [asyncio.create_task(self._clients.charge(Car(c.key, balancer=x), tries=1)) for c in cars]
+            await asyncio.sleep(ARRIVED_S)
+            killed = asyncio.create_task(self._kill(x, 0.5))
+            await asyncio.gather(*asked)
+            doubled = [self._clients.charge(Car(c.key, balancer=y), tries=5) for c in cars]
+            sessions = await asyncio.gather(*doubled)
+            for link in self._mesh.links.values():
+                link.mend()
+            await killed
+        await self._mesh.whole()
+        await asyncio.sleep(plan.QUIET_S)
+        for session_id in filter(None, sessions):
+            await self._clients.end(session_id)
+
+    async def _killed_in_doubt(self, scene: Scene) -> None:
+        """The balancer dies in doubt, and its clients ask the other one, which knows."""
+        link = self._mesh.links[scene.balancer, scene.substation]
+        async with self._fault("reply lost", f"{scene.balancer}-{scene.substation}"):
+            link.replies.shut()
+            self._ask(self._cars(BURST, *self._two(scene)), 4.0)
+            await asyncio.sleep(ARRIVED_S)
+            await self._kill(scene.balancer, scene.for_s, "kill")
+            link.mend()
+
+    async def _restarted_in_doubt(self, scene: Scene) -> None:
+        """The substation dies and comes back while somebody is in doubt about it."""
+        link = self._mesh.links[scene.balancer, scene.substation]
+        async with self._fault("reply lost", f"{scene.balancer}-{scene.substation}"):
+            link.replies.shut()
+            self._ask(self._cars(BURST, *self._two(scene), balancer=scene.balancer), 4.0)
+            await asyncio.sleep(self._rng.uniform(0.0, ARRIVED_S))
+            await self._kill(scene.substation)
+            link.mend()
+
+    async def _killed_after_reply(self, scene: Scene) -> None:
+        """kill -9 as soon as some have their reply, others are being written."""
+        cars = self._cars(3 * BURST, scene.substation, energy_kwh=self._rng.choice((0.1, 500.0)))
+        before = len(self._log.calls)
+        self._ask(cars, 3.0)
+
+        async def some_told() -> bool:
+            new = self._log.calls[before:]
+            return sum(call.session_id.startswith(f"{scene.substation}.") for call in new) >= 3
+
+        await eventually(some_told, 30, "some have their reply")
+        await self._kill(scene.substation, scene.for_s)
+
+    # --- disk, limits, clocks, leases --------------------------------------------------------------------
+
+    async def _disk_full(self, scene: Scene) -> None:
+        """What cannot be written must not be acknowledged."""
+        async with self._fault("disk full", scene.substation):
+            self._mesh.let_files_grow(scene.substation, False)
+            self._ask(self._cars(BURST, scene.substation), 3.0)
+            await asyncio.sleep(scene.for_s)
+            self._mesh.let_files_grow(scene.substation, True)
+
+    async def _limit_cut(self, scene: Scene) -> None:
+        """By far less than what is committed, also to nothing, then back."""
+        source = self._rng.choice(("SO", "EMS"))
+        async with self._fault("limit cut", scene.substation):
+            await self._set_limit(scene, source, self._log.rated_kw * self._rng.choice((0.0, 0.3, 0.5)))
+            # Longer than cars may take to obey, else nobody would notice that they do not.
+            await asyncio.sleep(max(scene.for_s, 1.5))
+            await self._set_limit(scene, source, None)
+
+    async def _set_limit(self, scene: Scene, source: str, limit_kw: float | None) -> None:
+        """Through whichever balancer can, until it is confirmed."""
+        sent = self._clock()
+        while True:
+            stub: Any = operations_pb2_grpc.OperationsServiceStub(self._mesh.channel(self._rng.choice(BALANCERS)))
+            try:
+                await self._order(stub, scene.substation, source, limit_kw)
+                break
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.2)
+        self._log.limits.append(Limit(sent, self._clock(), scene.substation, source, limit_kw))
+
+    async def _order(self, stub: Any, place: str, source: str, limit_kw: float | None) -> None:  # noqa: ANN401
+        named = load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{source}")
+        if limit_kw is None:
+            clear = operations_pb2.ClearLimitRequest(substation_id=place, source=named)
+            await stub.ClearLimit(clear, timeout=1)
+            return
+        limit = operations_pb2.Limit(source=named, limit_kw=limit_kw)
+        await stub.SetLimit(operations_pb2.SetLimitRequest(substation_id=place, limit=limit), timeout=1)
+
+    async def _crowd(self, scene: Scene) -> None:
+        """Many come at once to where all power is taken: others are lowered first."""
+        for _ in range(3):
+            self._ask(self._cars(BURST // 2, scene.substation), 1.5)
+            await asyncio.sleep(_STALL_S)
+
+    async def _clock_jumps(self, scene: Scene) -> None:
+        """While it runs, which it does not notice; then it starts with that clock, and again with the right one."""
+        clock = self._mesh.clock(scene.substation)
+        right = int(clock.read_text())
+        clock.write_text(str(right + self._rng.choice((-JUMP_MS, JUMP_MS))))
+        await asyncio.sleep(scene.for_s)
+        await self._kill(scene.substation, kind="clock")
+        await asyncio.sleep(scene.for_s)
+        clock.write_text(str(right))
+        await self._kill(scene.substation, kind="clock")
+
+    async def _stopped(self, scene: Scene) -> None:
+        await self._stop(scene.substation, scene.for_s)
+
+    async def _dead(self, scene: Scene) -> None:
+        await self._kill(scene.substation, scene.for_s)
+
+    # --- plain ones --------------------------------------------------------------------------------------
+
+    async def _kill_balancer(self, scene: Scene) -> None:
+        await self._kill(scene.balancer, scene.for_s)
+
+    async def _stop_balancer(self, scene: Scene) -> None:
+        await self._stop(scene.balancer, scene.for_s)
+
+    async def _kill_gateway(self, scene: Scene) -> None:
+        await self._kill(GATEWAY)
+
+    async def _cut(self, scene: Scene) -> None:
+        await self._at_link(scene, "cut", lambda link: link.cut())
+
+    async def _hang(self, scene: Scene) -> None:
+        await self._at_link(scene, "hang", lambda link: link.hang())
+
+    async def _slow(self, scene: Scene) -> None:
+        await self._at_link(scene, "slow", lambda link: link.slow(self._rng.uniform(0.02, 0.2)))
+
+    async def _at_link(self, scene: Scene, kind: str, do: Callable[[Any], None]) -> None:
+        link = self._mesh.links[scene.balancer, scene.substation]
+        async with self._fault(kind, f"{scene.balancer}-{scene.substation}"):
+            do(link)
+            await asyncio.sleep(scene.for_s)
+            link.mend()
+
+    _PLAYS: ClassVar[dict[str, Callable[["Scenes", Scene], Awaitable[None]]]] = {
+        plan.REPLY_LOST: _reply_lost,
+        plan.REQUEST_LATE: _request_late,
+        plan.SPLIT: _split,
+        plan.KILLED_IN_DOUBT: _killed_in_doubt,
+        plan.RESTARTED_IN_DOUBT: _restarted_in_doubt,
+        plan.KILLED_AFTER_REPLY: _killed_after_reply,
+        plan.DISK_FULL: _disk_full,
+        plan.LIMIT_CUT: _limit_cut,
+        plan.CROWD: _crowd,
+        plan.STOPPED_LONG: _stopped,
+        plan.DEAD_LONG: _dead,
+        plan.CLOCK: _clock_jumps,
+        plan.KILL_SUBSTATION: _dead,
+        plan.STOP_SUBSTATION: _stopped,
+        plan.KILL_BALANCER: _kill_balancer,
+        plan.STOP_BALANCER: _stop_balancer,
+        plan.KILL_GATEWAY: _kill_gateway,
+        plan.CUT: _cut,
+        plan.HANG: _hang,
+        plan.SLOW: _slow,
+    }
