@@ -382,6 +382,8 @@ class Engine:
         copies = batch.copies(self._station)
         changes = batch.changes(self._station, copies, now)
         kept = {session.session_id: session.committed_w for session in copies.live}
+        # Until it is known which of the two the ledger says, only what both do is kept.
+        self._kept_w = {name: min(self._kept_w.get(name, 0), watts) for name, watts in kept.items()}
         raises, self._raises = self._raises, {}
         started = seconds()
         try:

@@ -128,6 +128,23 @@ async def test_a_raise_reaches_a_car_only_once_the_ledger_knows_of_it(tmp_path: 
         assert sum(session.committed_w for session in rows(tmp_path).values()) == 11_000
 
 
+async def test_a_raise_to_what_a_commit_under_way_takes_off_the_books_waits_for_the_next_one(tmp_path: Path) -> None:
+    plant = Plant()
+    async with an_engine(tmp_path, plant, rated_w=11_000) as engine:
+        first, _ = await engine.charge(a_charge("1"))
+        second, _ = await engine.charge(a_charge("2"))
+        plant.say([Confirmed(first.session_id, 2)])
+        while engine._batch:
+            await asyncio.sleep(0)
+        # The ledger still says 11 kW of the first car, and will say 5.5 in a moment.
+        stop = asyncio.create_task(engine.stop_session(second.session_id, StopReason.REMOTE))
+        await asyncio.sleep(0)
+        assert plant.offers() == [11_000, 5_500]
+        await stop
+        await until(lambda: plant.offers()[-1] == 11_000, 2)
+        assert rows(tmp_path)[first.session_id].held_w == 11_000
+
+
 async def test_a_cut_reaches_the_cars_without_waiting_for_the_disk(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
