@@ -14,13 +14,11 @@ import httpx
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc
 from mesh.status import from_rpc_error
 from tests.faults.mesh import GATEWAY, TIMEOUT_S, Mesh
-from tests.faults.records import BALANCERS, Call, Log, Read
+from tests.faults.records import BALANCERS, NO_ROOM, Call, Log, Read
 
 # Told to come back later, a test comes back sooner.
 LONGEST_RETRY_S = 0.5
 PAUSE_S = 0.15
-# Refusals after which a car drives on: there is no room, and nobody is at fault.
-NO_ROOM = frozenset({"NO_CHARGE_POINT", "FLOOR_ABOVE_LIMIT", "TOO_MANY_WAITING"})
 # Answers that no client should ever get here.
 _NEVER = frozenset({"INVALID_REQUEST", "KEY_REUSED", "INTERNAL", "SESSION_NOT_FOUND", "SUBSTATION_NOT_FOUND"})
 

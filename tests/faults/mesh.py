@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy import parts
 from deploy.parts import LOOPBACK, Part, Station
 from gridmesh.v1 import operations_pb2, operations_pb2_grpc
-from mesh.channel import open_channel
 from tests.faults.records import BALANCERS, PLACES
 from tests.faults.relay import Relay
-from tests.mesh_processes import ROOT, eventually, free_port
+from tests.mesh_processes import CHANNEL_OPTIONS, ROOT, eventually, free_port
 
 READY_S = 30.0
 STOP_S = 10.0
@@ -184,16 +182,22 @@ class Mesh:
         assert isinstance(part, ClockedPart)
         return part.clock
 
+    def kept_waiting_s(self, name: str = "") -> float:
+        """How long that process (empty: this one) was ready to run and others had the processor; 0 if nobody says."""
+        pid = self._processes[name].pid if name else os.getpid()
+        try:
+            _, waited_ns, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+        except (OSError, ValueError):
+            return 0.0
+        return int(waited_ns) / 1e9
+
     # --- talking to it -------------------------------------------------------------------------------
 
     def channel(self, name: str) -> grpc.aio.Channel:
         """To a part itself, past the relays."""
         if name not in self._channels:
-            self._channels[name] = open_channel(self.parts[name].address)
+            self._channels[name] = grpc.aio.insecure_channel(self.parts[name].address, options=CHANNEL_OPTIONS)
         return self._channels[name]
 
     def log_of(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
-
-
-Condition = Callable[[], Awaitable[bool]]

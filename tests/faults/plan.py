@@ -13,8 +13,8 @@ from tests.faults.records import BALANCERS, PLACES
 
 # After the mesh is whole: two seconds are the contract's, the rest is for looking.
 QUIET_S = 3.0
-# A round of the long run, with its quiet time; the rest of a run is its start and its end.
-_ROUND_S, _ENDS_S = 11.0, 25.0
+# A round of the long run takes at least so long, with its quiet time.
+_ROUND_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def short(seed: int) -> list[Round]:
     return [
         (Scene(REPLY_LOST, a, x), Scene(REQUEST_LATE, b, y), Scene(CROWD, c, x), Scene(LIMIT_CUT, c, y, 1.0, 2.0)),
         (Scene(SPLIT, a, x),),
+        (Scene(KILL_BALANCER, a, y, for_s=0.5), Scene(CROWD, b, x)),
         (
             Scene(STOPPED_LONG, a, x, for_s=_LONG_S),
             Scene(KILLED_AFTER_REPLY, b, y),
@@ -79,20 +80,25 @@ def short(seed: int) -> list[Round]:
 
 
 def long(seed: int, minutes: float) -> list[Round]:
-    """As many rounds as fit, all different."""
+    """More rounds than fit, all different."""
     rng = Random(f"{seed} long")
-    most = max(1, int((60 * minutes - _ENDS_S) / _ROUND_S))
-    return [tuple(_round(rng, number)) for number in range(most)]
+    return [tuple(_round(rng, number)) for number in range(1 + int(60 * minutes / _ROUND_S))]
 
 
 def _round(rng: Random, number: int) -> Iterator[Scene]:
     places, (x, y) = rng.sample(PLACES, 3), rng.sample(BALANCERS, 2)
+    if number % 6 == 0:
+        # Nothing else is wrong, so that what a dead balancer costs its clients can be told.
+        yield Scene(KILL_BALANCER, places[0], x, 0.5, rng.uniform(0.3, 2.0))
+        yield Scene(LIMIT_CUT, places[1], y, 0.0, rng.uniform(1, 3))
+        yield Scene(CROWD, places[2], y, 1.0)
+        return
     if number % 6 == 5:
         # Long ones, with others meanwhile.
         kind = rng.choice((STOPPED_LONG, DEAD_LONG))
         yield Scene(kind, places.pop(), x, for_s=_LONG_S)
         places *= 2
-    elif number % 6 == 2:
+    if number % 6 == 2:
         yield Scene(SPLIT, places[0], x)
         yield Scene(LIMIT_CUT, places[1], y, 0.5, rng.uniform(1, 3))
         yield Scene(CROWD, places[2], y, 1.0)

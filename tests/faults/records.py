@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 PLACES = ("a", "b", "c")
 BALANCERS = ("x", "y")
+# Refusals after which a car drives on: there is no room, and nobody is at fault.
+NO_ROOM = frozenset({"NO_CHARGE_POINT", "FLOOR_ABOVE_LIMIT", "TOO_MANY_WAITING"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,18 @@ class Left:
     open_doubts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A killed substation shows its sessions again, `after_s` from the start of its process.
+
+    `waited_s` of that it, or who looked, was ready to run and others had the processor.
+    """
+
+    substation: str
+    after_s: float
+    waited_s: float
+
+
 @dataclass
 class Log:
     """One run."""
@@ -143,8 +157,9 @@ class Log:
     faults: list[Fault] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
-    # Substation, and seconds from the start of its process until its sessions were shown again.
-    back: list[tuple[str, float]] = field(default_factory=list)
+    back: list[Back] = field(default_factory=list)
+    # Seconds from the last fault of each round until every balancer heard of every substation.
+    whole_after: list[float] = field(default_factory=list)
     # Clients that had no answer when everything had been connected for long enough, and answers that make no sense.
     unanswered: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)

@@ -91,12 +91,13 @@ class _Connection:
         self.detached = False
 
     async def run(self) -> None:
-        """Until either side ends, and all that it had sent has arrived."""
+        """Until either side ends; the client's end counts for nothing once it is detached."""
         ways = [asyncio.create_task(self.up.pump()), asyncio.create_task(self.down.pump())]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             if self.detached:
-                await ways[0]
+                # The server must find its connection open when it handles what comes late.
+                await asyncio.wait(ways)
         finally:
             for way in ways:
                 way.cancel()

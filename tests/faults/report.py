@@ -4,7 +4,7 @@ from collections import Counter
 
 from tests.faults import checker
 from tests.faults.checker import Violation
-from tests.faults.records import BALANCERS, PLACES, Log
+from tests.faults.records import BALANCERS, PLACES, Back, Log
 
 _SHOWN = 20
 
@@ -39,11 +39,13 @@ def _reasons(log: Log) -> Counter[str]:
 
 
 def _recoveries(log: Log) -> str:
-    back = max((s for _, s in log.back), default=0.0)
+    worst = max(log.back, key=lambda back: back.after_s - back.waited_s, default=Back("", 0.0, 0.0))
     retries = [sum(not call.session_id for call in calls) for _, calls in checker.killed_balancer_calls(log)]
     ended = sum(bool(session.duplicate_of) for session in log.kept)
     return (
-        f"worst: sessions live again {back:.2f} s after the start of a killed substation ({len(log.back)} starts); "
+        f"worst: sessions live again {worst.after_s:.2f} s after a killed substation's start, {worst.waited_s:.2f} "
+        f"of them kept from a processor ({len(log.back)} starts); "
+        f"everybody hears of everybody {max(log.whole_after, default=0.0):.2f} s after the last fault of a round; "
         f"{max(retries, default=0)} retries of a client while only a balancer was dead ({len(retries)} clients); "
         f"{len(checker.twice(log))} keys had two sessions, {ended} were ended as duplicates"
     )

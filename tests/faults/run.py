@@ -50,7 +50,9 @@ async def _play(
         if until_s is not None and clock() > until_s:
             break
         await asyncio.gather(*(scenes.play(scene) for scene in scenes_of_round))
+        since = clock()
         await mesh.whole()
+        log.whole_after.append(clock() - since)
         await asyncio.sleep(QUIET_S)
     await clients.finish(FINISH_S)
     await traffic

@@ -14,7 +14,7 @@ from tests.faults import plan
 from tests.faults.clients import Car, Clients
 from tests.faults.mesh import GATEWAY, Mesh
 from tests.faults.plan import Scene
-from tests.faults.records import BALANCERS, PLACES, Fault, Limit, Log
+from tests.faults.records import BALANCERS, PLACES, Back, Fault, Limit, Log
 from tests.faults.witness import Witness
 from tests.mesh_processes import eventually
 
@@ -75,8 +75,10 @@ class Scenes:
         async def shown() -> bool:
             return await self._witness.look(name) is not None
 
+        waited_s = self._mesh.kept_waiting_s()
         await eventually(shown, 30, f"{name} shows its sessions")
-        self._log.back.append((name, self._clock() - spawned))
+        waited_s = self._mesh.kept_waiting_s() - waited_s + self._mesh.kept_waiting_s(name)
+        self._log.back.append(Back(name, self._clock() - spawned, waited_s))
 
     async def _stop(self, name: str, for_s: float) -> None:
         since = self._clock()

@@ -48,11 +48,7 @@ async def relay(echo: Echo) -> AsyncIterator[Relay]:
     yield relay
     await relay.stop()
     server.close()
-    await eventually(lambda: _none(echo), 5, "all connections end")
-
-
-async def _none(echo: Echo) -> bool:
-    return echo.connected == 0
+    await eventually(lambda: _connected(echo, 0), 5, "all connections end")
 
 
 @pytest.fixture
@@ -105,6 +101,10 @@ async def test_a_lost_reply_was_heard_by_the_server(relay: Relay, connect: Conne
         await streams[0].readline()
 
 
+async def _connected(echo: Echo, number: int) -> bool:
+    return echo.connected == number
+
+
 async def _heard(echo: Echo, line: bytes) -> bool:
     return line in echo.heard
 
@@ -135,4 +135,6 @@ async def test_a_late_request_arrives_although_its_client_is_gone_while_a_new_on
     assert echo.heard == [b"one\n", b"new\n"]
     relay.deliver()
     await eventually(lambda: _heard(echo, b"late\n"), 5, "the late one arrives")
+    assert echo.connected == 2
     relay.forget()
+    await eventually(lambda: _connected(echo, 1), 5, "its connection ends")

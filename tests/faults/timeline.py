@@ -67,7 +67,7 @@ def obeying(log: Log, place: str) -> list[Span]:
 def whole(log: Log, end: float) -> list[Span]:
     """When nothing was wrong: no process dead, no link touched."""
     spans, since = [], 0.0
-    for fault in sorted(log.faults, key=lambda fault: fault.since):
+    for fault in sorted((f for f in log.faults if f.kind != "limit cut"), key=lambda fault: fault.since):
         if fault.since > since:
             spans.append(Span(since, fault.since))
         since = max(since, fault.until)
