@@ -453,11 +453,11 @@ def _arrived(session: Session) -> Plugged:
     return Plugged(session.session_id, charge.max_w, session.target_mj, charge.departure_ms, session.started_ms)
 
 
-def _found(session: Session) -> Plugged:
-    """A car as the ledger last knew it, with what it may still hold."""
+def _found(session: Session, now: int) -> Plugged:
+    """A car as the ledger last knew it, with what it may still hold. A clock that was set back is no future."""
     return replace(
         _arrived(session),
-        at_ms=session.metered_ms,
+        at_ms=min(session.metered_ms, now),
         register_mj=session.delivered_mj,
         power_w=session.measured_w,
         held_w=session.held_w,
@@ -468,7 +468,7 @@ def _found(session: Session) -> Plugged:
 def find_cars(plant: Plant, sessions: Iterable[Session], now: int) -> None:
     """After a restart: reads the meters, so that the station starts from what the cars really drew."""
     live = {session.session_id: session for session in sessions if session.live}
-    waiting = [_found(session) for session in live.values() if session.active]
+    waiting = [_found(session, now) for session in live.values() if session.active]
     for reading in plant.recover(waiting, now):
         session = live[reading.session_id]
         session.delivered_mj = max(session.delivered_mj, reading.register_mj)

@@ -235,6 +235,19 @@ async def test_after_a_restart_the_meters_are_read_and_registers_have_not_gone_b
         assert await engine.charge(a_charge()) == (engine.shown.session(session.session_id), True)
 
 
+async def test_after_a_restart_with_a_clock_that_was_set_back_cars_are_found_now_and_not_in_the_future(
+    tmp_path: Path,
+) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        session, _ = await engine.charge(a_charge())
+    back = SystemClock().now_ms() - 300_000
+    plant = Plant([Reading(session.session_id, 0, 0)])
+    find_cars(plant, rows(tmp_path).values(), back)
+    found = plant.told[0][1]
+    assert isinstance(found, Plugged)
+    assert found.at_ms == back
+
+
 async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path) -> None:
     attempt = "00000005-0000-7000-8000-000000000000"
     limit = Limit(LimitSource.EMS, 9_000, 0, None, "agreed")
