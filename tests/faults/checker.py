@@ -2,44 +2,36 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import combinations
 
-from tests.faults import timeline
-from tests.faults.records import NO_ROOM, Call, Kept, Log, Look
-from tests.faults.timeline import LEASE_S
+from tests.faults import power, timeline
+from tests.faults.findings import (
+    BACKWARDS,
+    DOUBLE,
+    DUPLICATE,
+    LEAKED,
+    LOST,
+    RETRIES,
+    SLOW,
+    UNANSWERED,
+    WRONG,
+    Violation,
+)
+from tests.faults.records import NO_ROOM, Call, Kept, Log
 
 # A key may have two sessions for so long after everything is connected.
 TOGETHER_S = 2.0
 # A restarted substation shows its sessions within that time.
 BACK_S = 2.0
-# Numbers are shown as floats of whole watts and millijoules.
+# Registers are shown as floats of whole millijoules.
 _EPS = 1e-6
-# Registers are shown as of the last commit: a second, and the commit.
-_SHOWN_S = 1.5
-# Stopped for longer than a lease by so much, energy tells whether the lease was kept.
-_TELLING_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One broken promise: which, and what was seen."""
-
-    kind: str
-    what: str
-
-
-LOST, UNANSWERED, WRONG = "lost", "unanswered", "wrong answer"
-DOUBLE, DUPLICATE, BACKWARDS = "double", "duplicate without cause", "register went back"
-OVER, LEASE, LEAKED = "over the limit", "drew without a lease", "leaked"
-RETRIES, SLOW = "too many retries", "slow recovery"
 
 
 def check(log: Log) -> list[Violation]:
     """All that is wrong; empty when nothing is."""
     return [
-        *lost(log), *double_at_the_end(log), *double_while_connected(log), *backwards(log), *over(log),
-        *leases(log), *leaked(log), *duplicates(log), *retries(log),
+        *lost(log), *double_at_the_end(log), *double_while_connected(log), *backwards(log), *power.over(log),
+        *power.leases(log), *leaked(log), *duplicates(log), *retries(log),
         *(Violation(UNANSWERED, key) for key in log.unanswered),
         *(Violation(WRONG, what) for what in log.wrong),
         *slow(log),
@@ -141,78 +133,6 @@ def duplicates(log: Log) -> Iterator[Violation]:
                 yield Violation(LOST, f"{session.session_id} was ended for {session.duplicate_of}, which is nowhere")
             if _one_mind(log, calls.get(session.key, [])):
                 yield Violation(DUPLICATE, f"{session.session_id} of {session.key}")
-
-
-# --- never over ----------------------------------------------------------------------------------------
-
-
-def over(log: Log) -> Iterator[Violation]:
-    """What is committed and drawn fits the limits that operators were told are in force; nobody may say otherwise."""
-    obeying = {place: timeline.obeying(log, place) for place in {look.substation for look in log.looks}}
-
-    def excused(place: str, at: float) -> bool:
-        return any(span.since <= at <= span.until for span in obeying.get(place, ()))
-
-    for report in log.reports:
-        limit = timeline.limit_kw(log, report.substation, report.heard, report.heard)
-        power = max(report.committed_kw, report.measured_kw)
-        if power > limit + _EPS and not excused(report.substation, report.heard):
-            yield Violation(OVER, f"{report.substation} committed {power:.3f} kW of {limit:g} at {report.heard:.2f}")
-    for look in log.looks:
-        limit = timeline.limit_kw(log, look.substation, look.sent, look.heard)
-        power = sum(max(seen.granted_kw, seen.measured_kw) for seen in look.sessions)
-        if power > limit + _EPS and not excused(look.substation, look.heard):
-            yield Violation(OVER, f"{look.substation} holds {power:.3f} kW of {limit:g} at {look.heard:.2f}")
-    for meter in log.meters:
-        if meter.over_limit_s > 0:
-            yield Violation(OVER, f"{meter.substation} counts {meter.over_limit_s:.3f} s at {meter.heard:.2f}")
-
-
-def leases(log: Log) -> Iterator[Violation]:
-    """While a substation is dead its cars draw for a lease at most: their registers say what they drew.
-
-    Between the last look before and the first after, all sessions together cannot have taken more than the limit
-    allows in the time it was alive and a lease.
-    """
-    final = {session.session_id: session.delivered_kwh for session in log.kept}
-    for fault in log.faults:
-        if not fault.dead or fault.part not in timeline_places(log):
-            continue
-        before, after = _around(log, fault.part, fault.since, fault.until)
-        if before is None or after is None:
-            continue
-        dead_s = fault.until - fault.since if fault.kind != "clock" else 2 * LEASE_S
-        if dead_s < LEASE_S + _TELLING_S:
-            continue
-        seconds = after.heard - before.sent - (fault.until - fault.since) + LEASE_S + _SHOWN_S
-        limit = timeline.limit_kw(log, fault.part, before.sent, after.heard)
-        most = limit * seconds * log.time_scale / 3600
-        drew = _drawn(before, after, final)
-        if drew > most:
-            yield Violation(
-                LEASE, f"{fault.part} at {fault.since:.2f}: {drew:.2f} kWh in {dead_s:.1f} s, {most:.2f} fit"
-            )
-
-
-def timeline_places(log: Log) -> set[str]:
-    """Substations that were looked at."""
-    return {look.substation for look in log.looks}
-
-
-def _around(log: Log, place: str, since: float, until: float) -> tuple[Look | None, Look | None]:
-    looks = [look for look in log.looks if look.substation == place]
-    before = [look for look in looks if look.heard <= since]
-    after = [look for look in looks if look.sent >= until]
-    return max(before, key=lambda k: k.heard, default=None), min(after, key=lambda k: k.sent, default=None)
-
-
-def _drawn(before: Look, after: Look, final: dict[str, float]) -> float:
-    """kWh of the sessions of both looks, and of those that ended between them."""
-    now = {seen.session_id: seen.delivered_kwh for seen in after.sessions}
-    return sum(
-        now.get(seen.session_id, final.get(seen.session_id, seen.delivered_kwh)) - seen.delivered_kwh
-        for seen in before.sessions
-    )
 
 
 # --- nothing is left, nobody waits -----------------------------------------------------------------------

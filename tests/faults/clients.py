@@ -168,7 +168,12 @@ class Clients:
         """A car that comes, and is stopped by its driver after so long; None: it charges as long as it likes."""
         task = asyncio.create_task(self._visit(car, stays_s))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._log.wrong.append(f"a client of the harness broke: {error!r}")
 
     async def _visit(self, car: Car, stays_s: float | None) -> None:
         session_id = await self.charge(car)

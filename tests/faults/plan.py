@@ -63,12 +63,17 @@ def short(seed: int) -> list[Round]:
     a, b, c = rng.sample(PLACES, 3)
     x, y = rng.sample(BALANCERS, 2)
     return [
-        (Scene(REPLY_LOST, a, x), Scene(REQUEST_LATE, b, y), Scene(CROWD, c, x), Scene(LIMIT_CUT, c, y, 1.0, 2.0)),
+        (
+            Scene(REPLY_LOST, a, x),
+            Scene(REQUEST_LATE, b, y),
+            Scene(CROWD, c, x),
+        ),
         (Scene(SPLIT, a, x),),
         (Scene(KILL_BALANCER, a, y, for_s=0.5), Scene(CROWD, b, x)),
         (
             Scene(STOPPED_LONG, a, x, for_s=_LONG_S),
             Scene(KILLED_AFTER_REPLY, b, y),
+            Scene(LIMIT_CUT, c, y),
             Scene(KILLED_IN_DOUBT, c, y, 3.0),
             Scene(DISK_FULL, b, x, 5.0, 1.5),
             Scene(RESTARTED_IN_DOUBT, c, x, 7.0),

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from tests.faults import checker
-from tests.faults.checker import Violation
+from tests.faults import checker, findings
+from tests.faults.findings import Violation
 from tests.faults.records import BALANCERS, PLACES, Back, Log
 
 _SHOWN = 20
@@ -57,6 +57,6 @@ def _verdict(log: Log, found: list[Violation]) -> str:
     held = sum(left.reserved_w > 0 or left.open_doubts > 0 for left in log.left)
     head = "FAILED" if found else "OK"
     return (
-        f"{head}: {kinds[checker.LOST]} lost, {kinds[checker.DOUBLE]} double, {over_s:g} s over the limit, "
-        f"{held} leaked reservations, {kinds[checker.BACKWARDS]} registers back"
+        f"{head}: {kinds[findings.LOST]} lost, {kinds[findings.DOUBLE]} double, {over_s:g} s over the limit, "
+        f"{held} leaked reservations, {kinds[findings.BACKWARDS]} registers back"
     )

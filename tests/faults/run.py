@@ -1,7 +1,7 @@
 """Plays a plan on a real mesh and writes down what happened."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -36,6 +36,11 @@ async def play(rounds: list[Round], seed: int, folder: Path, per_s: float, until
     return log
 
 
+def _leaves(group: BaseExceptionGroup[AssertionError]) -> Iterator[BaseException]:
+    for one in group.exceptions:
+        yield from _leaves(one) if isinstance(one, BaseExceptionGroup) else (one,)
+
+
 async def _play(
     mesh: Mesh, rounds: list[Round], log: Log, clock: Callable[[], float], per_s: float, until_s: float | None
 ) -> None:
@@ -46,14 +51,20 @@ async def _play(
     residents = [Car(clients.new_key(), allowed=(place,)) for place in PLACES for _ in range(RESIDENTS)]
     await asyncio.gather(*(clients.charge(car) for car in residents))
     traffic = asyncio.create_task(clients.traffic(per_s))
-    for scenes_of_round in rounds:
-        if until_s is not None and clock() > until_s:
-            break
-        await asyncio.gather(*(scenes.play(scene) for scene in scenes_of_round))
-        since = clock()
-        await mesh.whole()
-        log.whole_after.append(clock() - since)
-        await asyncio.sleep(QUIET_S)
+    try:
+        for scenes_of_round in rounds:
+            if until_s is not None and clock() > until_s:
+                break
+            async with asyncio.TaskGroup() as group:
+                for scene in scenes_of_round:
+                    group.create_task(scenes.play(scene))
+            since = clock()
+            await mesh.whole()
+            log.whole_after.append(clock() - since)
+            await asyncio.sleep(QUIET_S)
+    except* AssertionError as stuck:
+        # Something never happened that had to: the run is over, and what is known so far is looked at.
+        log.wrong += [str(one) for one in _leaves(stuck)]
     await clients.finish(FINISH_S)
     await traffic
     log.wrong += [f"{name} is not running" for name in mesh.died()]

@@ -15,6 +15,7 @@ from tests.faults.clients import Car, Clients
 from tests.faults.mesh import GATEWAY, Mesh
 from tests.faults.plan import Scene
 from tests.faults.records import BALANCERS, PLACES, Back, Fault, Limit, Log
+from tests.faults.timeline import OBEY_S
 from tests.faults.witness import Witness
 from tests.mesh_processes import eventually
 
@@ -206,7 +207,7 @@ class Scenes:
         async with self._fault("limit cut", scene.substation):
             await self._set_limit(scene, source, self._log.rated_kw * self._rng.choice((0.0, 0.3, 0.5)))
             # Longer than cars may take to obey, else nobody would notice that they do not.
-            await asyncio.sleep(max(scene.for_s, 1.5))
+            await asyncio.sleep(OBEY_S + scene.for_s)
             await self._set_limit(scene, source, None)
 
     async def _set_limit(self, scene: Scene, source: str, limit_kw: float | None) -> None:
