@@ -22,6 +22,9 @@ def main() -> int:
     again = f"python -m tests.faults --seed {seed} " + ("--short" if asked.short else f"--minutes {asked.minutes:g}")
     print(f"seed {seed}; again with: {again}", flush=True)
     folder = Path(asked.folder or tempfile.mkdtemp(prefix="gridmesh-faults-"))
+    if folder.exists() and any(folder.iterdir()):
+        print(f"{folder} is not empty: keys of another run would be known there", file=sys.stderr)
+        return 2
     logs.configure("faults", "text", "error")
     if asked.short:
         playing = run.play(plan.short(seed), seed, folder, PER_S)
@@ -41,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="which faults, and when; the same seed gives the same plan")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--short", action="store_true", help="every deliberate situation once, in less than a minute")
-    parser.add_argument("--folder", help="where logs and ledgers go; a new temporary one by default")
+    parser.add_argument("--folder", help="where logs and ledgers go, empty; a new temporary one by default")
     return parser.parse_args()
 
 

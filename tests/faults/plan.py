@@ -37,6 +37,7 @@ SPLIT = "split"  # EndDuplicate
 KILLED_IN_DOUBT = "balancer killed in doubt"  # the index, on another balancer
 RESTARTED_IN_DOUBT = "substation restarted in doubt"  # the snapshot of a newer epoch
 KILLED_AFTER_REPLY = "killed after replies"  # commit before reply
+IMPATIENT = "impatient clients"  # EndDuplicate, without any death
 DISK_FULL = "disk full"  # commit before reply
 LIMIT_CUT = "limit cut"  # the limit check
 CROWD = "crowd"  # lower before raise
@@ -49,9 +50,9 @@ KILL_BALANCER, STOP_BALANCER, KILL_GATEWAY = "kill balancer", "stop balancer", "
 CUT, HANG, SLOW = "cut link", "hung link", "slow link"
 
 LEASE_S = 10.0
-_LONG_S = LEASE_S + 3.0
+_LONG_S = LEASE_S + 5.0
 _AT_A_SUBSTATION = (
-    REPLY_LOST, REQUEST_LATE, RESTARTED_IN_DOUBT, KILLED_AFTER_REPLY, DISK_FULL, LIMIT_CUT, CROWD, CLOCK,
+    REPLY_LOST, REQUEST_LATE, RESTARTED_IN_DOUBT, KILLED_AFTER_REPLY, DISK_FULL, LIMIT_CUT, CROWD, CLOCK, IMPATIENT,
     KILL_SUBSTATION, STOP_SUBSTATION, CUT, HANG, SLOW,
 )  # fmt: skip
 AT_A_BALANCER = (KILL_BALANCER, STOP_BALANCER, KILLED_IN_DOUBT)
@@ -67,6 +68,7 @@ def short(seed: int) -> list[Round]:
             Scene(REPLY_LOST, a, x),
             Scene(REQUEST_LATE, b, y),
             Scene(CROWD, c, x),
+            Scene(IMPATIENT, c, x, 1.0),
         ),
         (Scene(SPLIT, a, x),),
         (Scene(KILL_BALANCER, a, y, for_s=0.5), Scene(CROWD, b, x)),

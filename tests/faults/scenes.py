@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
 
@@ -134,6 +135,17 @@ class Scenes:
             link.deliver()
             await asyncio.sleep(0.5)
             link.forget()
+
+    async def _impatient(self, scene: Scene) -> None:
+        """They hang up on one balancer at any moment of a call, and ask the other at once."""
+        x, (y,) = scene.balancer, [name for name in BALANCERS if name != scene.balancer]
+        async with self._fault("impatient clients", scene.balancer):
+            hung_up = [self._hang_up(car, x, y) for car in self._cars(2 * BURST, energy_kwh=0.05)]
+            await asyncio.gather(*hung_up)
+
+    async def _hang_up(self, car: Car, first: str, then: str) -> None:
+        await self._clients.charge(replace(car, balancer=first), tries=1, timeout_s=self._rng.uniform(0.001, 0.06))
+        self._clients.spawn(replace(car, balancer=then), 1.0)
 
     async def _split(self, scene: Scene) -> None:
         """Its balancer dies in doubt, and the other one cannot know: two sessions for a key, until they meet again."""
@@ -285,6 +297,7 @@ class Scenes:
         plan.REPLY_LOST: _reply_lost,
         plan.REQUEST_LATE: _request_late,
         plan.SPLIT: _split,
+        plan.IMPATIENT: _impatient,
         plan.KILLED_IN_DOUBT: _killed_in_doubt,
         plan.RESTARTED_IN_DOUBT: _restarted_in_doubt,
         plan.KILLED_AFTER_REPLY: _killed_after_reply,

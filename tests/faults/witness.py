@@ -14,10 +14,13 @@ from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, 
 from substation import records as kept
 from tests.faults.mesh import Mesh
 from tests.faults.records import BALANCERS, PLACES, Kept, Left, Log, Look, Meter, Report, Seen
+from tests.mesh_processes import eventually
 
 LOOK_EVERY_S = 0.3
 METER_EVERY_S = 1.0
 _TIMEOUT_S = 1.0
+# A report comes every second at least.
+REPORTED_S = 3.0
 
 
 class Witness:
@@ -89,12 +92,22 @@ class Witness:
     # --- at the end ----------------------------------------------------------------------------------
 
     async def left(self) -> None:
-        """What balancers still hold."""
+        """What balancers still hold when the reports that end reservations have had their time."""
+
+        async def nothing(name: str) -> bool:
+            held = await self._left(name)
+            return not held.reserved_w and not held.open_doubts
+
         for name in BALANCERS:
-            values = await metrics(self._mesh, name)
-            life = self._mesh.log_of(name).rpartition(" serving ")[2]
-            doubts = life.count("doubt opened") - life.count("doubt settled")
-            self._log.left.append(Left(name, values.get("balancer_reserved_watts", 0.0), doubts))
+            with suppress(AssertionError):
+                await eventually(lambda name=name: nothing(name), REPORTED_S)  # type: ignore[misc]
+            self._log.left.append(await self._left(name))
+
+    async def _left(self, balancer: str) -> Left:
+        values = await metrics(self._mesh, balancer)
+        life = self._mesh.log_of(balancer).rpartition(" serving ")[2]
+        doubts = life.count("doubt opened") - life.count("doubt settled")
+        return Left(balancer, values.get("balancer_reserved_watts", -1.0), doubts)
 
     def read_ledgers(self) -> None:
         """After all substations have stopped."""
