@@ -99,7 +99,7 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     metrics = SubstationMetrics(registry)
     clock = SystemClock()
     engine = open_engine(settings, slot.folder, clock, rng, metrics)
-    metrics.show(engine.report, lambda: engine.shown.delivered_mj // 1000)
+    metrics.show(lambda: engine.load, settings.time_scale, lambda: engine.shown.delivered_mj // 1000)
 
     def register(server: grpc.aio.Server) -> None:
         charging_pb2_grpc.add_ChargingServiceServicer_to_server(Charging(engine, clock, rng, metrics), server)

@@ -22,7 +22,7 @@ from substation.batch import Batch
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
 from substation.ledger import Ledger, LedgerError
 from substation.limits import Limit
-from substation.load import Report
+from substation.load import Load, Report
 from substation.metrics import SubstationMetrics
 from substation.plant import Plant
 from substation.sessions import Offer, Session
@@ -172,6 +172,11 @@ class Engine:
 
     def limits(self) -> list[Limit]:
         return self._station.limits()
+
+    @property
+    def load(self) -> Load:
+        """The load as of the last change. May be read from any thread, as it is replaced whole."""
+        return self._load
 
     def report(self) -> Report:
         """The load as of the last change."""

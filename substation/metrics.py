@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mesh.model import LimitSource, NotAccepting, StopReason
-from substation.load import Report
+from substation.load import Load
 from substation.sessions import Session
 
 _COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -52,19 +52,22 @@ class SubstationMetrics:
         for session in sessions:
             self.sessions.labels("ended", session.stop_reason.name).inc()
 
-    def show(self, report: Callable[[], Report], delivered_j: Callable[[], int]) -> None:
-        """Adds what is read at scrape time: the load as of the last change, and the energy delivered in joules."""
-        self._registry.register(_Gauges(report, delivered_j))
+    def show(self, load: Callable[[], Load], time_scale: int, delivered_j: Callable[[], int]) -> None:
+        """Adds what is read at scrape time: the load as of the last change, and the energy delivered in joules.
+
+        Pages are served by a thread of their own, so both must be safe to read from there.
+        """
+        self._registry.register(_Gauges(load, time_scale, delivered_j))
 
 
 class _Gauges(Collector):
-    def __init__(self, report: Callable[[], Report], delivered_j: Callable[[], int]) -> None:
-        self._report = report
+    def __init__(self, load: Callable[[], Load], time_scale: int, delivered_j: Callable[[], int]) -> None:
+        self._load = load
+        self._time_scale = time_scale
         self._delivered_j = delivered_j
 
     def collect(self) -> Iterator[Metric]:
-        report = self._report()
-        load = report.load
+        load = self._load()
         watts: tuple[tuple[str, str, Callable[[], int]], ...] = (
             ("rated", "Rated power.", lambda: load.rated_w),
             ("demand", "Sum of the max power of the active sessions.", lambda: load.demand_w),
@@ -76,7 +79,7 @@ class _Gauges(Collector):
         for name, text, value in watts:
             yield _gauge(f"substation_{name}_watts", text, value())
         yield _gauge("substation_active_sessions", "Sessions that want energy.", load.active_sessions)
-        yield _gauge("substation_time_scale", "Seconds of charging that pass in one second.", report.time_scale)
+        yield _gauge("substation_time_scale", "Seconds of charging that pass in one second.", self._time_scale)
         yield self._not_accepting(load.not_accepting)
         yield self._limits(load.limit_w, load.limit_source)
         yield _counter(

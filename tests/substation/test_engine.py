@@ -302,6 +302,20 @@ async def test_a_watcher_is_woken_by_changes_of_its_own_session_only(tmp_path: P
         engine.shown.unwatch(mine.session_id, news)
 
 
+async def test_a_scrape_reads_what_was_published_and_asks_nothing_of_the_station(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from another thread, in which the station's sessions may change at any moment."""
+    registry = CollectorRegistry()
+    async with an_engine(tmp_path, Plant()) as engine:
+        await engine.charge(a_charge())
+        SubstationMetrics(registry).show(lambda: engine.load, 60, lambda: engine.shown.delivered_mj // 1000)
+        with monkeypatch.context() as scrape:
+            scrape.setattr(engine, "_station", None)
+            assert registry.get_sample_value("substation_committed_watts") == 11_000
+            assert registry.get_sample_value("substation_time_scale") == 60
+
+
 async def test_a_defect_breaks_the_engine_for_all_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
