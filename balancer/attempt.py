@@ -58,8 +58,6 @@ _MOST_USEFUL = (
     ErrorReason.NO_SUBSTATION,
     ErrorReason.SUBSTATION_UNREACHABLE,
 )
-# Nobody hears this one.
-_GIVEN_UP = Unavailable(ErrorReason.NO_SUBSTATION, "the call was given up")
 
 
 # --- what came of a step ---------------------------------------------------------------------------
@@ -248,7 +246,7 @@ class Attempt:
 
     def _place(self, _: Outcome | None, now: int) -> Step:
         if self.abandoned:
-            return self._fail(_GIVEN_UP)
+            return self._fail(_given_up())
         if self._desk.index.find(self.key) is not None:
             return self._repeat(None, now)  # another balancer was faster
         charge = self._charge = self._charge or self._parse()
@@ -282,7 +280,7 @@ class Attempt:
         if isinstance(outcome, Replied):
             self._take(outcome, now)
         if self.abandoned:
-            return self._fail(_GIVEN_UP)
+            return self._fail(_given_up())
         survivor = outcome.duplicate_of
         if survivor in self._tries.survivors:
             return self._fail(_unknown(f"its session {survivor} leads back to itself"))
@@ -301,7 +299,7 @@ class Attempt:
     def _ask_again(self, _: Outcome | None, now: int) -> Step:
         assert self._asked is not None
         if self.abandoned:
-            return self._fail(_GIVEN_UP)
+            return self._fail(_given_up())
         return Ask(self._asked.address, self._asked.substation_id, ASK_AGAIN_MS)
 
     def _answer(self, outcome: Outcome | None, now: int) -> Step:
@@ -443,6 +441,11 @@ def _unknown(why: str) -> MeshError:
     return Unavailable(
         ErrorReason.OUTCOME_UNKNOWN, f"{why}; repeat with the same request_id", retry_after_ms=UNKNOWN_RETRY_MS
     )
+
+
+def _given_up() -> MeshError:
+    """Nobody hears this one. Made anew each time: an error that is raised again keeps the frames of every raise."""
+    return Unavailable(ErrorReason.NO_SUBSTATION, "the call was given up")
 
 
 def _unreachable(substation_id: str) -> MeshError:

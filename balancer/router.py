@@ -24,7 +24,7 @@ from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
-from mesh.errors import Unavailable
+from mesh.errors import MeshError, Unavailable
 from mesh.ids import uuid7
 from mesh.model import ErrorReason
 from mesh.requests import CLOCK_TOLERANCE_MS, key_of, parse_charge
@@ -85,6 +85,7 @@ class Router:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             attempt.abandoned = True
+            task.add_done_callback(_unheard)
             raise
 
     def _with_attempt(
@@ -327,6 +328,13 @@ class Router:
         self._background.discard(task)
         if not task.cancelled() and (defect := task.exception()) is not None:
             log.error("background work ended with an exception", exc_info=defect)
+
+
+def _unheard(flight: asyncio.Task[charging_pb2.ChargeResponse]) -> None:
+    """A charge whose caller went away has ended: only a defect is news."""
+    if flight.cancelled() or (error := flight.exception()) is None or isinstance(error, MeshError):
+        return
+    log.error("a charge that nobody waited for ended with an exception", exc_info=error)
 
 
 def _replied(response: charging_pb2.ChargeResponse) -> Outcome:

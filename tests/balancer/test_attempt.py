@@ -539,6 +539,18 @@ def test_a_call_that_nobody_waits_for_sends_nothing_more() -> None:
         assert reserved(desk) == 0
 
 
+def test_giving_up_leaves_no_trace_of_one_call_in_the_next() -> None:
+    errors = []
+    for _ in range(2):
+        attempt = attempt_of(two(), attempt=3)
+        attempt.begin(NOW)
+        attempt.abandoned = True
+        step = attempt.after(no_plug(), NOW)
+        assert isinstance(step, Fail)
+        errors.append(step.error)
+    assert errors[0] is not errors[1]
+
+
 # --- the table ---------------------------------------------------------------------------------------
 
 CALLED = {

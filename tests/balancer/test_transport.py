@@ -1,6 +1,7 @@
 """Faults of the transport that a real substation cannot be told to make: lost replies and silence."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -321,6 +322,22 @@ async def test_a_client_that_goes_away_leaves_a_session_that_its_repeat_finds(
     a.charging.delay.set()
     assert (await balancer.charge()).repeated
     await until(lambda: balancer.reserved() == 0)
+
+
+async def test_what_became_of_a_call_that_nobody_waits_for_is_no_news(balancer: Balancer, a: Substation) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    a.charging.lose_before = True
+    a.charging.delay.clear()
+    call = asyncio.create_task(balancer.charge())
+    await until(lambda: bool(a.charging.attempts))
+    call.cancel()
+    await asyncio.wait({call})
+    a.charging.delay.set()
+    await until(lambda: not balancer.router._flights)
+    del call
+    gc.collect()
+    assert told == []
 
 
 async def test_the_first_hop_names_the_attempt_and_its_end(balancer: Balancer, a: Substation) -> None:
