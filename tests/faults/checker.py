@@ -17,7 +17,7 @@ from tests.faults.findings import (
     WRONG,
     Violation,
 )
-from tests.faults.records import NO_ROOM, Call, Kept, Log
+from tests.faults.records import BALANCERS, NO_ROOM, Call, Fault, Kept, Log
 
 # A key may have two sessions for so long after everything is connected.
 TOGETHER_S = 2.0
@@ -141,7 +141,7 @@ def duplicates(log: Log) -> Iterator[Violation]:
 def leaked(log: Log) -> Iterator[Violation]:
     """Nothing reserved and nothing in doubt when nobody asks any more."""
     for left in log.left:
-        if left.reserved_w or left.open_doubts:
+        if not left.nothing:
             yield Violation(LEAKED, f"{left.balancer}: {left.reserved_w:.0f} W, {left.open_doubts} doubts")
 
 
@@ -162,16 +162,18 @@ def slow(log: Log) -> Iterator[Violation]:
 
 def killed_balancer_calls(log: Log) -> Iterable[tuple[str, list[Call]]]:
     """Of clients that know both balancers, those that asked while one was dead and nothing else was wrong."""
-    kills = [fault for fault in log.faults if fault.kind == "kill" and fault.part in {"x", "y"}]
+    kills = [fault for fault in log.faults if fault.kind == "kill" and fault.part in BALANCERS]
     others = [fault for fault in log.faults if fault not in kills and fault.kind != "limit cut"]
     for key, calls in _calls_by_key(log).items():
         calls.sort(key=lambda call: call.sent)
         since, until = calls[0].sent, calls[-1].heard
-        hit = [kill for kill in kills if timeline.Span(kill.since, kill.until).overlaps(since, until)]
-        troubled = any(timeline.Span(fault.since, fault.until + TOGETHER_S).overlaps(since, until) for fault in others)
         both = len({call.balancer for call in calls}) > 1
-        if len(hit) == 1 and both and not troubled:
+        if both and _count(kills, since, until) == 1 and not _count(others, since - TOGETHER_S, until):
             yield key, calls
+
+
+def _count(faults: list[Fault], since: float, until: float) -> int:
+    return sum(fault.since <= until and since <= fault.until for fault in faults)
 
 
 def _end(log: Log) -> float:

@@ -125,8 +125,13 @@ class Left:
     """What a balancer still holds at the end."""
 
     balancer: str
+    # Not a number where it did not say.
     reserved_w: float
     open_doubts: int
+
+    @property
+    def nothing(self) -> bool:
+        return self.reserved_w == 0 and self.open_doubts == 0
 
 
 @dataclass(frozen=True, slots=True)

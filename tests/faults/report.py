@@ -54,7 +54,7 @@ def _recoveries(log: Log) -> str:
 def _verdict(log: Log, found: list[Violation]) -> str:
     kinds = Counter(violation.kind for violation in found)
     over_s = max((meter.over_limit_s for meter in log.meters), default=0.0)
-    held = sum(left.reserved_w > 0 or left.open_doubts > 0 for left in log.left)
+    held = sum(not left.nothing for left in log.left)
     head = "FAILED" if found else "OK"
     return (
         f"{head}: {kinds[findings.LOST]} lost, {kinds[findings.DOUBLE]} double, {over_s:g} s over the limit, "

@@ -68,6 +68,7 @@ async def _play(
     await clients.finish(FINISH_S)
     await traffic
     log.wrong += [f"{name} is not running" for name in mesh.died()]
+    log.wrong += [f"a stack trace in the log of {name}" for name in mesh.parts if "Traceback (" in mesh.log_of(name)]
     await witness.left()
     for place in PLACES:
         await witness.read_meter(place)

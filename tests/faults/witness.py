@@ -1,6 +1,7 @@
 """Looks at every substation directly, all the time, and at the ledgers in the end."""
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -14,7 +15,6 @@ from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, 
 from substation import records as kept
 from tests.faults.mesh import Mesh
 from tests.faults.records import BALANCERS, PLACES, Kept, Left, Log, Look, Meter, Report, Seen
-from tests.mesh_processes import eventually
 
 LOOK_EVERY_S = 0.3
 METER_EVERY_S = 1.0
@@ -85,48 +85,46 @@ class Witness:
 
     async def read_meter(self, place: str) -> None:
         """Its own account of the time over its limit."""
-        values = await metrics(self._mesh, place)
+        values = await self._metrics(place)
         if (over_s := values.get("substation_over_limit_seconds_total")) is not None:
             self._log.meters.append(Meter(self._clock(), place, over_s))
+
+    async def _metrics(self, name: str) -> dict[str, float]:
+        """Sums over labels; empty when there is no answer."""
+        async with httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT_S) as http:
+            try:
+                page = await http.get(self._mesh.parts[name].metrics_url)
+            except httpx.TransportError:
+                return {}
+        if not page.is_success:
+            self._log.wrong.append(f"/metrics of {name} after {self._clock():.2f} s: {page.status_code}")
+            return {}
+        sums: dict[str, float] = {}
+        for family in text_string_to_metric_families(page.text):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
 
     # --- at the end ----------------------------------------------------------------------------------
 
     async def left(self) -> None:
         """What balancers still hold when the reports that end reservations have had their time."""
-
-        async def nothing(name: str) -> bool:
-            held = await self._left(name)
-            return not held.reserved_w and not held.open_doubts
-
         for name in BALANCERS:
-            with suppress(AssertionError):
-                await eventually(lambda name=name: nothing(name), REPORTED_S)  # type: ignore[misc]
-            self._log.left.append(await self._left(name))
+            end = self._clock() + REPORTED_S
+            while not (left := await self._left(name)).nothing and self._clock() < end:
+                await asyncio.sleep(0.1)
+            self._log.left.append(left)
 
     async def _left(self, balancer: str) -> Left:
-        values = await metrics(self._mesh, balancer)
+        values = await self._metrics(balancer)
         life = self._mesh.log_of(balancer).rpartition(" serving ")[2]
         doubts = life.count("doubt opened") - life.count("doubt settled")
-        return Left(balancer, values.get("balancer_reserved_watts", -1.0), doubts)
+        return Left(balancer, values.get("balancer_reserved_watts", math.nan), doubts)
 
     def read_ledgers(self) -> None:
         """After all substations have stopped."""
         for place in PLACES:
             self._log.kept += read_ledger(self._mesh, place)
-
-
-async def metrics(mesh: Mesh, name: str) -> dict[str, float]:
-    """Sums over labels; empty when there is no answer."""
-    async with httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT_S) as http:
-        try:
-            page = (await http.get(mesh.parts[name].metrics_url)).text
-        except httpx.TransportError:
-            return {}
-    sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-    return sums
 
 
 def _seen(s: charging_pb2.Session) -> Seen:
