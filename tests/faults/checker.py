@@ -17,7 +17,7 @@ from tests.faults.findings import (
     WRONG,
     Violation,
 )
-from tests.faults.records import BALANCERS, NO_ROOM, Call, Fault, Kept, Log
+from tests.faults.records import BALANCERS, NO_ROOM, Call, Fault, Kept, Log, Span
 
 # A key may have two sessions for so long after everything is connected.
 TOGETHER_S = 2.0
@@ -94,7 +94,7 @@ def _one_mind(log: Log, calls: list[Call]) -> bool:
         return False
     since, until = min(call.sent for call in calls), max(call.heard for call in calls)
     died = [fault for fault in timeline.dead(log, calls[0].balancer) if fault.kind != "stop"]
-    return not any(timeline.Span(fault.since, fault.until).overlaps(since, until) for fault in died)
+    return not any(Span(fault.since, fault.until).overlaps(since, until) for fault in died)
 
 
 def double_at_the_end(log: Log) -> Iterator[Violation]:
@@ -113,7 +113,7 @@ def double_at_the_end(log: Log) -> Iterator[Violation]:
 
 def double_while_connected(log: Log) -> Iterator[Violation]:
     """Two seconds after everything is connected no key lives at two places."""
-    for span in timeline.whole(log, _end(log)):
+    for span in log.whole:
         quiet = [k for k in log.looks if k.sent >= span.since + TOGETHER_S and k.heard <= span.until]
         keys: dict[str, set[str]] = defaultdict(set)
         for look in quiet:
@@ -148,9 +148,17 @@ def leaked(log: Log) -> Iterator[Violation]:
 def retries(log: Log) -> Iterator[Violation]:
     """A dead balancer costs a client one retry, where nothing else was wrong."""
     for key, calls in killed_balancer_calls(log):
-        failed = [call for call in calls if not call.session_id and call.reason not in NO_ROOM]
+        failed = [call for call in calls if failed_for_a_balancer(log, call)]
         if len(failed) > 1:
             yield Violation(RETRIES, f"{key} failed {len(failed)} times while only a balancer was dead")
+
+
+def failed_for_a_balancer(log: Log, call: Call) -> bool:
+    """Neither a session, nor no room, nor a doubt about a substation, which a balancer that lives tells of."""
+    if call.session_id or call.reason in NO_ROOM:
+        return False
+    died = any(Span(f.since, f.until).overlaps(call.sent, call.heard) for f in timeline.dead(log, call.balancer))
+    return died or call.reason != "OUTCOME_UNKNOWN"
 
 
 def slow(log: Log) -> Iterator[Violation]:

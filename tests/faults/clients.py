@@ -1,7 +1,7 @@
 """Cars that charge through the mesh: each has one key and repeats with it until it is answered."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -67,7 +67,7 @@ class Clients:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[str] = set()
         # Nobody new; who asks goes on asking.
-        self.closing = False
+        self._closing = asyncio.Event()
         self._gave_up = False
 
     def new_key(self) -> str:
@@ -104,7 +104,7 @@ class Clients:
         over = self._over_http if door == GATEWAY else self._over_grpc
         session, reason = await over(car, door, timeout_s)
         heard, balancer = self._clock(), BALANCERS[0] if door == GATEWAY else door
-        call = Call(sent, heard, car.key, balancer, session[0], reason)
+        call = Call(sent, heard, car.key, balancer, session[0], reason, door)
         self._log.calls.append(call)
         if call.session_id:
             self._log.reads.append(Read(sent, heard, *session))
@@ -166,7 +166,19 @@ class Clients:
 
     def spawn(self, car: Car, stays_s: float | None = None) -> None:
         """A car that comes, and is stopped by its driver after so long; None: it charges as long as it likes."""
-        task = asyncio.create_task(self._visit(car, stays_s))
+        self._begin(self._visit(car, stays_s))
+
+    def leave(self, session_id: str, after_s: float) -> None:
+        """A session is stopped by its driver after so long."""
+        self._begin(self._leave(session_id, after_s))
+
+    async def _leave(self, session_id: str, after_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), after_s)
+        await self.end(session_id)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._left)
 
@@ -185,8 +197,8 @@ class Clients:
         await self.end(session_id)
 
     async def traffic(self, per_s: float) -> None:
-        """Cars come one after the other until `closing`."""
-        while not self.closing:
+        """Cars come one after the other until `finish`."""
+        while not self._closing.is_set():
             self.spawn(self._any_car(), self._rng.uniform(0.3, 3.0) if self._rng.random() < 0.7 else None)
             await asyncio.sleep(self._rng.expovariate(per_s))
 
@@ -201,7 +213,7 @@ class Clients:
 
     async def finish(self, bound_s: float) -> None:
         """No new cars; all that are there are answered within that time, or noted as unanswered."""
-        self.closing = True
+        self._closing.set()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=bound_s)
         self._log.unanswered += sorted(self._open)

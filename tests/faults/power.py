@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from tests.faults import timeline
 from tests.faults.findings import LEASE, OVER, Violation
-from tests.faults.records import PLACES, Fault, Log, Look, Report
-from tests.faults.timeline import LEASE_S, Span
+from tests.faults.records import PLACES, Fault, Log, Look, Report, Span
+from tests.faults.timeline import LEASE_S
 
 # Numbers are shown as floats of whole watts.
 _EPS = 1e-6
@@ -47,7 +47,7 @@ def _look_over(log: Log, look: Look, obeying: list[Span]) -> Iterator[Violation]
 
 
 def _within(spans: list[Span], at: float) -> bool:
-    return any(span.since <= at <= span.until for span in spans)
+    return any(at in span for span in spans)
 
 
 def leases(log: Log) -> Iterator[Violation]:

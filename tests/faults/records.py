@@ -13,6 +13,20 @@ NO_ROOM = frozenset({"NO_CHARGE_POINT", "FLOOR_ABOVE_LIMIT", "TOO_MANY_WAITING"}
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of time."""
+
+    since: float
+    until: float
+
+    def overlaps(self, since: float, until: float) -> bool:
+        return self.since <= until and since <= self.until
+
+    def __contains__(self, at: float) -> bool:
+        return self.since <= at <= self.until
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One try of one charge, through `balancer`. Either `session_id` or why there is none."""
 
@@ -23,6 +37,8 @@ class Call:
     session_id: str = ""
     # The reason of ErrorInfo; empty when the connection broke or nothing came in time.
     reason: str = ""
+    # The gateway, where it went through that.
+    door: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +179,9 @@ class Log:
     kept: list[Kept] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     back: list[Back] = field(default_factory=list)
-    # Seconds from the last fault of each round until every balancer heard of every substation.
+    # From when to when nothing was wrong and every balancer heard of every substation.
+    whole: list[Span] = field(default_factory=list)
+    # Seconds from the last fault of each round until that.
     whole_after: list[float] = field(default_factory=list)
     # Clients that had no answer when everything had been connected for long enough, and answers that make no sense.
     unanswered: list[str] = field(default_factory=list)

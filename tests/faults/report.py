@@ -40,7 +40,10 @@ def _reasons(log: Log) -> Counter[str]:
 
 def _recoveries(log: Log) -> str:
     worst = max(log.back, key=lambda back: back.after_s - back.waited_s, default=Back("", 0.0, 0.0))
-    retries = [sum(not call.session_id for call in calls) for _, calls in checker.killed_balancer_calls(log)]
+    retries = [
+        sum(checker.failed_for_a_balancer(log, call) for call in calls)
+        for _, calls in checker.killed_balancer_calls(log)
+    ]
     ended = sum(bool(session.duplicate_of) for session in log.kept)
     return (
         f"worst: sessions live again {worst.after_s:.2f} s after a killed substation's start, {worst.waited_s:.2f} "

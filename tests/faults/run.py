@@ -9,7 +9,7 @@ from mesh.clock import seconds
 from tests.faults.clients import Car, Clients
 from tests.faults.mesh import Mesh
 from tests.faults.plan import QUIET_S, Round
-from tests.faults.records import PLACES, Log
+from tests.faults.records import PLACES, Log, Span
 from tests.faults.scenes import Scenes
 from tests.faults.witness import Witness
 
@@ -60,8 +60,10 @@ async def _play(
                     group.create_task(scenes.play(scene))
             since = clock()
             await mesh.whole()
-            log.whole_after.append(clock() - since)
+            whole = clock()
+            log.whole_after.append(whole - since)
             await asyncio.sleep(QUIET_S)
+            log.whole.append(Span(whole, clock()))
     except* AssertionError as stuck:
         # Something never happened that had to: the run is over, and what is known so far is looked at.
         log.wrong += [str(one) for one in _leaves(stuck)]

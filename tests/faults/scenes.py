@@ -25,6 +25,8 @@ ARRIVED_S = 0.3
 BURST = 8
 JUMP_MS = 5 * 60_000
 _STALL_S = 0.15
+# When the round is over and has been looked at.
+_LATER_S = 15.0
 
 
 class Scenes:
@@ -165,10 +167,8 @@ class Scenes:
             for link in self._mesh.links.values():
                 link.mend()
             await killed
-        await self._mesh.whole()
-        await asyncio.sleep(plan.QUIET_S)
         for session_id in filter(None, sessions):
-            await self._clients.end(session_id)
+            self._clients.leave(session_id, _LATER_S)
 
     async def _killed_in_doubt(self, scene: Scene) -> None:
         """The balancer dies in doubt, and its clients ask the other one, which knows."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults import findings, timeline
 from tests.faults.checker import check
-from tests.faults.records import Back, Call, Fault, Kept, Left, Limit, Log, Look, Meter, Read, Report, Seen
+from tests.faults.records import Back, Call, Fault, Kept, Left, Limit, Log, Look, Meter, Read, Report, Seen, Span
 
 A1, B1 = "a.1", "b.1"
 KEPT = Kept("a", A1, "k", True, 5.0)
@@ -115,12 +115,12 @@ def test_a_duplicate_of_a_session_that_is_nowhere_is_a_loss() -> None:
     assert kinds(log) == {findings.LOST}
 
 
-@pytest.mark.parametrize(("at", "found"), [(11.9, set()), (12.1, {findings.DOUBLE})])
+@pytest.mark.parametrize(("at", "found"), [(11.9, set()), (12.1, {findings.DOUBLE}), (15.1, set())])
 def test_two_seconds_after_all_is_connected_no_key_may_live_twice(at: float, found: set[str]) -> None:
     log = good()
     log.calls.append(Call(1.2, 1.3, "k", "y", B1))
     log.kept = [replace(KEPT, live=False, duplicate_of=B1), Kept("b", B1, "k", True, 5.0)]
-    log.faults.append(Fault("cut", "y-a", 5.0, 10.0))
+    log.whole = [Span(10.0, 15.0)]
     log.looks += [a_look(at, Seen(A1, "k", 1, 1, 2.0)), a_look(at + 0.5, Seen(B1, "k", 1, 1, 2.0), place="b")]
     assert kinds(log) == found
 
@@ -235,6 +235,14 @@ def failing(*balancers: str) -> Log:
 def test_a_dead_balancer_may_cost_one_retry() -> None:
     assert check(failing("x")) == []
     assert kinds(failing("x", "y")) == {findings.RETRIES}
+
+
+def test_a_doubt_about_a_substation_is_not_the_dead_balancer_s() -> None:
+    log = failing("x")
+    log.calls.append(Call(4.2, 4.3, "k", "y", reason="OUTCOME_UNKNOWN"))
+    assert check(log) == []
+    log.calls.append(Call(4.4, 4.5, "k", "x", reason="OUTCOME_UNKNOWN"))
+    assert kinds(log) == {findings.RETRIES}
 
 
 def test_retries_are_not_counted_where_more_was_wrong() -> None:

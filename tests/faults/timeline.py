@@ -1,26 +1,14 @@
-"""What was in order when, from a log: which limit was in force, who was dead, when all was connected."""
+"""What was in order when, from a log: which limit was in force, who was dead, when cars obeyed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from tests.faults.records import Fault, Limit, Log
+from tests.faults.records import Fault, Limit, Log, Span
 
 # From the confirmation of a cut until cars have obeyed: 5 s of the contract, and the obedience time of 5 s of charging.
 OBEY_S = 5.0
 LEASE_S = 10.0
 # What is seen may be so much older than when it is seen.
 _LAG_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of time."""
-
-    since: float
-    until: float
-
-    def overlaps(self, since: float, until: float) -> bool:
-        return self.since <= until and since <= self.until
 
 
 def dead(log: Log, part: str) -> list[Fault]:
@@ -62,13 +50,3 @@ def obeying(log: Log, place: str) -> list[Span]:
                     until = max(until, death.until + LEASE_S + _LAG_S)
             spans.append(Span(limit.sent, until))
     return spans
-
-
-def whole(log: Log, end: float) -> list[Span]:
-    """When nothing was wrong: no process dead, no link touched."""
-    spans, since = [], 0.0
-    for fault in sorted((f for f in log.faults if f.kind != "limit cut"), key=lambda fault: fault.since):
-        if fault.since > since:
-            spans.append(Span(since, fault.since))
-        since = max(since, fault.until)
-    return [*spans, Span(since, end)] if end > since else spans
