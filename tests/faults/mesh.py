@@ -66,7 +66,7 @@ class Mesh:
         self.parts = {part.name: part for part in substations}
         for name in BALANCERS:
             self.parts[name] = await self._balancer(name)
-        gateway = parts.gateway(self.parts[BALANCERS[0]], free_port(), free_port())
+        gateway = parts.gateway([self.parts[name] for name in BALANCERS], free_port(), free_port())
         self.parts[GATEWAY] = self._clocked(gateway.told(TIMEOUT_S=f"{TIMEOUT_S:g}"), GATEWAY)
         for stage in (PLACES, BALANCERS, (GATEWAY,)):
             for name in stage:
