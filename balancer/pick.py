@@ -15,14 +15,14 @@ from collections.abc import Collection
 from enum import IntEnum
 from math import inf
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from balancer.ejection import Ejections
 from balancer.view import Known, LoadView
 from mesh.charge import Charge
 from mesh.errors import MeshError, Refused, Unavailable
 from mesh.model import ErrorReason, NotAccepting, ReportState
-from mesh.outlook import Need, need_of, place, room_w
+from mesh.outlook import Need, mean_load, need_of
 
 FULL_SCAN = 128
 MANY_CHOICES = 48
@@ -32,7 +32,7 @@ FEW_UNSEEN = 0.5
 # What a car would cost is found out for so many: it takes longer than all the rest.
 CLOSER_LOOKS = 16
 MOST_PROBES = 8
-# Of more than FULL_SCAN, the list of those that have reported is made anew at most so often.
+# Of more than FULL_SCAN, the list of those that are fresh is made anew at most so often.
 REBUILD_MS = 100
 # Pushed reports leave 20 ms after a change and need some milliseconds to get here.
 PUSHED_LAG_MS = 25
@@ -97,12 +97,11 @@ class Picker:
         self._lag_ms = lag_ms
         # In an order of its own, so that what lies side by side for others does not here.
         self._order = rng.sample(view.substations, len(view))
-        # Those that have reported and are not ejected, as of these versions (they only grow, so their sum tells) and
-        # that time; of a few, those that are fresh, as long as they surely are.
-        self._heard: list[Known] = []
-        self._as_of = -1
-        self._built_ms = 0
+        # Those that are fresh and not ejected: as of that time and these versions (they only grow, so their sum tells),
+        # and until when they surely are.
         self._fresh: list[Known] = []
+        self._built_ms = 0
+        self._as_of = -1
         self._until_ms = -1
         # Cars that others have placed and no report shows yet, and until when that is taken for true.
         self._unseen = 0.0
@@ -115,34 +114,38 @@ class Picker:
             fresh = [known for known in left if self._fits(known, charge, now, ReportState.FRESH)]
             return self._best(fresh, charge, now) or self._best_stale(left, charge, now)
         probes = self._probes(charge, now, tried) if self._ejections.out else []
-        if now > self._until_ms or self._view.version + self._ejections.version != self._as_of:
-            self._look_again(now)
-        if len(self._heard) > FULL_SCAN:
-            some = self._current(self._some(self._heard, MANY_CHOICES), now, tried)
-            if (best := self._best(some + probes, charge, now)) is not None:
+        is_exact = self._view.version + self._ejections.version == self._as_of and now <= self._until_ms
+        if not is_exact:
+            is_exact = self._look_again(now)
+        everyone = self._fresh
+        if len(everyone) > FULL_SCAN:
+            some = self._some(everyone, MANY_CHOICES)
+            if tried or not is_exact:
+                some = self._current(some, now, tried)
+            if (best := self._best(some + probes if probes else some, charge, now)) is not None:
                 return best
-            everyone = self._current(self._heard, now, tried)
-        else:
-            everyone = [known for known in self._fresh if known.address not in tried] if tried else self._fresh
-        best = self._best(everyone + probes if probes else everyone, charge, now)
-        if best is None and self._view.version + self._ejections.version != self._as_of:
+        if tried or not is_exact:
+            everyone = self._current(everyone, now, tried)
+        if (best := self._best(everyone + probes if probes else everyone, charge, now)) is not None:
+            return best
+        if not is_exact:
             # Nobody is refused because of a list that is a moment old.
             self._built_ms = now - REBUILD_MS
             return self.pick(charge, now, tried)
-        return best or self._best_stale([known for known in self._view if known.address not in tried], charge, now)
+        return self._best_stale([known for known in self._view if known.address not in tried], charge, now)
 
     # --- who is looked at -----------------------------------------------------------------------
 
-    def _look_again(self, now: int) -> None:
-        """Finds out who there is when that may have changed; of many not at once, because that takes long."""
-        as_of = self._view.version + self._ejections.version
-        if as_of != self._as_of and (len(self._order) <= FULL_SCAN or now - self._built_ms >= REBUILD_MS):
-            out = self._ejections.out
-            self._heard = [known for known in self._order if known.load is not None and known.address not in out]
-            self._as_of, self._built_ms, self._until_ms = as_of, now, now - 1
-        if now > self._until_ms and len(self._heard) <= FULL_SCAN:
-            self._fresh = [k for k in self._heard if self._view.state(k, now) is ReportState.FRESH]
-            self._until_ms = self._view.fresh_until(self._fresh, now)
+    def _look_again(self, now: int) -> bool:
+        """Finds out who is fresh; of many not at once, because that takes long. Returns whether it did."""
+        if len(self._order) > FULL_SCAN and now - self._built_ms < REBUILD_MS:
+            return False
+        since, out = self._view.fresh_since(now), self._ejections.out
+        reported = [k for k in self._order if k.received_ms is not None and k.received_ms >= since]
+        self._fresh = [known for known in reported if known.address not in out] if out else reported
+        self._built_ms, self._as_of = now, self._view.version + self._ejections.version
+        self._until_ms = self._view.fresh_until(self._fresh, now)
+        return True
 
     def _current(self, some: list[Known], now: int, tried: Collection[str]) -> list[Known]:
         """Those that are fresh, not ejected since, and were not tried."""
@@ -178,53 +181,84 @@ class Picker:
 
     def _best(self, some: list[Known], charge: Charge, now: int) -> Pick | None:
         """None when it fits nowhere there."""
-        floor_w, max_w = charge.floor_w, charge.max_w
-        if charge.energy_j is not None:
-            fitting = [known for known in some if floor_w <= known.admits_w]
-            evenly = [known.evenly_mj for known in fitting]
-            # One time scale, or hours of one are not hours of the other.
-            if fitting and None not in evenly and len({known.time_scale for known in fitting}) == 1:
-                return self._by_outlook(fitting, evenly, charge, now)
-        scores = [(k.demand_w + max_w) / k.limit_w if floor_w <= k.admits_w else inf for k in some]
-        if not scores or (lowest := min(scores)) == inf:
+        if charge.energy_j is not None and (scale := self._view.time_scale or _one_scale(some, charge)):
+            return self._by_outlook(some, charge, scale, now)
+        floor_w, max_w, lowest, unfit = charge.floor_w, charge.max_w, inf, 0
+        chosen: Known | None = None
+        tied: list[Known] = []
+        # Two loops that keep the lowest, here and in `_by_outlook`, cost half of what a list of scores does.
+        for known in some:
+            if floor_w > known.admits_w:
+                unfit += 1
+                continue
+            score = (known.demand_w + max_w) / known.limit_w
+            if score <= lowest:
+                if score < lowest:
+                    lowest, chosen, tied = score, known, []
+                else:
+                    tied.append(known)
+        if chosen is None:
             return None
-        at = self._one(some, scores, lowest, max_w, now)
-        return _pick(some[at], LEAST_UTILISATION, scores[at], charge, len(scores) - scores.count(inf), None)
+        if (self._unseen or now >= self._unseen_until_ms) and (unseen := self._unseen_by(some, now)):
+            fitting = _fitting(some, charge)
+            scores = [(known.demand_w + max_w) / known.limit_w for known in fitting]
+            chosen, lowest = self._spread(fitting, scores, max_w * unseen)
+        elif tied:
+            chosen = self._rng.choice([chosen, *tied])
+        now_w, limit_w, eligible = chosen.demand_w, chosen.limit_w, len(some) - unfit
+        before, after = now_w / limit_w, (now_w + max_w) / limit_w
+        return Pick(chosen.address, chosen.substation_id, LEAST_UTILISATION, lowest, before, after, eligible)
 
-    def _by_outlook(self, fitting: list[Known], evenly: list[Any], charge: Charge, now: int) -> Pick:
-        need = need_of(charge, now, fitting[0].time_scale)
+    def _by_outlook(self, some: list[Known], charge: Charge, scale: float, now: int) -> Pick | None:
+        need = need_of(charge, now, scale)
         assert need is not None
-        at, part = place(need.left_ms)
-        before, after, own_w = (1 - part) / need.left_ms, part / need.left_ms, room_w(need)
-        scores = [
-            (curve[at - 1] * before + curve[at] * after + own_w) / known.limit_w
-            for curve, known in zip(evenly, fitting, strict=True)
-        ]
-        chosen = self._one(fitting, scores, min(scores), need.need_mj / need.left_ms, now)
+        at, before, after, room_w = mean_load(need)
+        at_first, floor_w, lowest, unfit = at - 1, charge.floor_w, inf, 0
+        chosen: Known | None = None
+        tied: list[Known] = []
+        for known in some:
+            if floor_w > known.admits_w:
+                unfit += 1
+                continue
+            curve = known.evenly_mj
+            score = (curve[at_first] * before + curve[at] * after + room_w) / known.limit_w
+            if score <= lowest:
+                if score < lowest:
+                    lowest, chosen, tied = score, known, []
+                else:
+                    tied.append(known)
+        if chosen is None:
+            return None
+        if (self._unseen or now >= self._unseen_until_ms) and (unseen := self._unseen_by(some, now)):
+            fitting = _fitting(some, charge)
+            chosen, lowest = self._spread(fitting, _loads_ahead(fitting, need), need.need_mj / need.left_ms * unseen)
+        elif tied:
+            chosen = self._rng.choice([chosen, *tied])
         # What is lost cannot be said of a car of unknown departure.
-        if charge.departure_ms is not None and fitting[chosen].lost_mj(need) > 0:
-            chosen = self._least_lost(fitting, scores, need)
-        return _pick(fitting[chosen], LEAST_LOAD_AHEAD, scores[chosen], charge, len(fitting), need)
+        if charge.departure_ms is not None and chosen.lost_mj(need) > 0:
+            fitting = _fitting(some, charge)
+            chosen, lowest = self._least_lost(fitting, _loads_ahead(fitting, need), need)
+        now_w, limit_w, eligible = chosen.demand_w, chosen.limit_w, len(some) - unfit
+        before, after = now_w / limit_w, (now_w + charge.max_w) / limit_w
+        return Pick(chosen.address, chosen.substation_id, LEAST_LOAD_AHEAD, lowest, before, after, eligible, need)
 
-    def _least_lost(self, fitting: list[Known], scores: list[float], need: Need) -> int:
-        """The lowest of those where least energy is lost."""
+    def _least_lost(self, fitting: list[Known], scores: list[float], need: Need) -> tuple[Known, float]:
+        """The lowest of those where least energy is lost, and its score."""
         nearest = sorted(range(len(fitting)), key=scores.__getitem__)[:CLOSER_LOOKS]
         # In thousandths of what it asks for: less is rounding.
         random = self._rng.random
-        return min(nearest, key=lambda at: (fitting[at].lost_mj(need) * 1_000 // need.need_mj, scores[at], random()))
+        at = min(nearest, key=lambda at: (fitting[at].lost_mj(need) * 1_000 // need.need_mj, scores[at], random()))
+        return fitting[at], scores[at]
 
-    def _one(self, some: list[Known], scores: list[float], lowest: float, each_w: float, now: int) -> int:
-        """The index of that with the lowest score; of several any, and where others place unseen not always that."""
+    def _unseen_by(self, some: list[Known], now: int) -> float:
+        """How many cars others have probably placed at these that no report shows; 0 when that is not even one half."""
         if now >= self._unseen_until_ms:
             self._unseen = self._view.foreign.per_ms(now) * self._lag_ms
             self._unseen_until_ms = now + REBUILD_MS
-        if self._unseen and (unseen := self._unseen * len(some) / len(self._order)) > FEW_UNSEEN:
-            return self._spread(some, scores, each_w * unseen)
-        if scores.count(lowest) == 1:
-            return scores.index(lowest)
-        return self._rng.choice([at for at, score in enumerate(scores) if score == lowest])
+        unseen = self._unseen and self._unseen * len(some) / len(self._order)
+        return unseen if unseen > FEW_UNSEEN else 0
 
-    def _spread(self, some: list[Known], scores: list[float], unseen_w: float) -> int:
+    def _spread(self, fitting: list[Known], scores: list[float], unseen_w: float) -> tuple[Known, float]:
         """Any of those that would be filled up if so much were poured in, each as likely as much would go there.
 
         Others have placed about as much that no report shows yet, most likely where it was lowest. All of them
@@ -237,10 +271,11 @@ class Picker:
             rise_w = (scores[at] - level) * filling_w
             if rise_w >= left_w:
                 break
-            level, left_w, filling_w = scores[at], left_w - rise_w, filling_w + some[at].limit_w
+            level, left_w, filling_w = scores[at], left_w - rise_w, filling_w + fitting[at].limit_w
             filled.append(at)
         level += left_w / filling_w
-        return self._rng.choices(filled, [(level - scores[at]) * some[at].limit_w for at in filled])[0]
+        at = self._rng.choices(filled, [(level - scores[at]) * fitting[at].limit_w for at in filled])[0]
+        return fitting[at], scores[at]
 
     # --- when none of them is left --------------------------------------------------------------
 
@@ -276,7 +311,17 @@ class Picker:
         return kind(reason, message, retry_after_ms)
 
 
-def _pick(chosen: Known, policy: str, score: float, charge: Charge, eligible: int, need: Need | None) -> Pick:
-    demand_w, limit_w = chosen.demand_w, chosen.limit_w
-    after = (demand_w + charge.max_w) / limit_w
-    return Pick(chosen.address, chosen.substation_id, policy, score, demand_w / limit_w, after, eligible, need)
+def _fitting(some: list[Known], charge: Charge) -> list[Known]:
+    return [known for known in some if charge.floor_w <= known.admits_w]
+
+
+def _one_scale(some: list[Known], charge: Charge) -> float | None:
+    """The time scale of all that it fits; None where they differ or one does not tell what is ahead of it."""
+    scales = {known.time_scale for known in _fitting(some, charge)}
+    return scales.pop() if len(scales) == 1 else None
+
+
+def _loads_ahead(fitting: list[Known], need: Need) -> list[float]:
+    """The scores that `_by_outlook` compares."""
+    at, before, after, room_w = mean_load(need)
+    return [(k.evenly_mj[at - 1] * before + k.evenly_mj[at] * after + room_w) / k.limit_w for k in fitting]

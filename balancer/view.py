@@ -15,6 +15,7 @@ stream has caught up, at most HOLD_MS. Without that, 300 cars at once come out u
 Times are wall milliseconds, power is whole watts.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -121,11 +122,12 @@ class Known:
     free_charge_points: int = 0
     # The highest floor that fits: the limit, or -1 where nobody is admitted.
     admits_w: int = -1
-    # The promises, charged evenly; None where the report does not tell of them.
-    evenly_mj: tuple[float, ...] | None = None
+    # The promises, charged evenly; nothing where the report does not tell of them, as `time_scale` says.
+    evenly_mj: tuple[float, ...] = NOTHING.evenly_mj
     # What they leave of the limit; None until somebody asks.
     slack_mj: list[float] | None = None
-    time_scale: float = 1.0
+    # None where it does not tell what is ahead of it.
+    time_scale: float | None = None
     # Reports ahead of the admissions stream, oldest first, with their arrival.
     held: list[tuple[Load, int]] = field(default_factory=list)
     # (epoch, sequence) up to which admissions were processed; None while that stream is down.
@@ -133,6 +135,10 @@ class Known:
 
     def lost_mj(self, need: Need) -> float:
         """What that car would cost there in energy, its own or that of others; 0 where no report tells."""
+        need_mj, left_ms, max_w = need
+        # With full power for all at once nobody is late.
+        if self.demand_w + max_w <= self.limit_w and need_mj <= left_ms * max_w:
+            return 0
         if self.load is None or self.load.ahead is None:
             return 0
         if self.slack_mj is None:
@@ -149,13 +155,11 @@ class Known:
             self.limit_w = load.limit_w
             self.free_charge_points = load.free_charge_points - len(self.reservations)
             self.admits_w = load.limit_w if load.accepting and self.free_charge_points > 0 else -1
-            self.time_scale = load.time_scale
             ahead = load.ahead
+            self.time_scale = None if ahead is None else load.time_scale
             if ahead is not None:
                 reserved = self.reserved.evenly_mj
                 self.evenly_mj = tuple(map(add, ahead.evenly_mj, reserved)) if self.reservations else ahead.evenly_mj
-            else:
-                self.evenly_mj = None
 
 
 class LoadView:
@@ -171,6 +175,9 @@ class LoadView:
         self.version = 0
         # Admissions that reports show and that are not from here: what other balancers place.
         self.foreign = Rate(FOREIGN_MEMORY_MS)
+        # The time scale of all that reported, None where they differ or one does not tell what is ahead of it.
+        self.time_scale: float | None = None
+        self._time_scales: Counter[float | None] = Counter()
         # Those with reports that are held back.
         self._holding: set[Known] = set()
 
@@ -301,7 +308,13 @@ class LoadView:
         same_life = before is not None and _same_life(before, load)
         if before is not None and same_life:
             self.foreign.count(_admissions(before, load), now)
+        scale = known.time_scale
         known.add_up()
+        if before is None or known.time_scale != scale:
+            self._time_scales.update([known.time_scale])
+            if before is not None:
+                self._time_scales -= Counter([scale])
+            self.time_scale = known.time_scale if len(self._time_scales) == 1 else None
         self._settle(known, now, counted=same_life)
 
     def _settle(self, known: Known, now: int, *, counted: bool = True) -> None:

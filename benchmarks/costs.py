@@ -61,7 +61,8 @@ def measure(substations: int) -> Costs:
     desk = Desk([f"s{i}:1" for i in range(substations)], INTERVAL_MS, rng)
     loads = [a_load(f"s{i}", rng) for i in range(substations)]
     for one in loads:
-        desk.reported(f"{one.substation_id}:1", one, NOW)
+        # Decoded, for numbers of the kind that come over the wire.
+        desk.reported(f"{one.substation_id}:1", wire.load_of(wire.report_of(one)), NOW)
     cars = {name: replace(a_car(), **asked) for name, asked in KINDS.items()}  # type: ignore[arg-type]
     picks = {name: least_us(lambda car=car: desk.picker.pick(car, NOW)) for name, car in cars.items()}  # type: ignore[misc]
     return Costs(substations, picks, _reservation_us(desk, cars["energy and departure"]), _report_us(desk, loads))

@@ -102,18 +102,25 @@ def lost_mj(need: Need, slack_mj: list[float], limit_w: int) -> float:
 
 def place(by_ms: int) -> tuple[int, float]:
     """Where a time is on the grid: the index of the point after it, and the part of the way from the one before."""
-    at = min(bisect_right(GRID_MS, by_ms), len(GRID_MS) - 1)
-    return at, min(1.0, (by_ms - GRID_MS[at - 1]) / (GRID_MS[at] - GRID_MS[at - 1]))
+    at = bisect_right(GRID_MS, by_ms)
+    if at == len(GRID_MS):
+        return at - 1, 1.0
+    start_ms = GRID_MS[at - 1]
+    return at, (by_ms - start_ms) / (GRID_MS[at] - start_ms)
 
 
-def room_w(need: Need) -> float:
-    """How much room a car is given beside the mean load over its stay, in watts; below 0 if it is in a hurry.
+def mean_load(need: Need) -> tuple[int, float, float, float]:
+    """How the mean load over a car's stay is read from a curve that is charged evenly, with room for the car.
 
-    As a part of the limit it counts for more on small substations. They get the cars that draw most of their power
-    all the time, of whom one more or less changes little later; the large ones get those that need little of a
-    high power and can make way for others. Tuned on a month of sessions; half and twice of it are as good.
+    Returns (at, before, after, room_w): curve[at - 1] * before + curve[at] * after + room_w, in watts. `room_w` is
+    below 0 if the car is in a hurry. As a part of the limit it counts for more on small substations. They get the cars
+    that draw most of their power all the time, of whom one more or less changes little later; the large ones get those
+    that need little of a high power and can make way for others. Tuned on a month of sessions; half and twice of it
+    are as good.
     """
-    return 0.1 * need.max_w - 0.2 * (need.need_mj / need.left_ms)
+    need_mj, left_ms, max_w = need
+    at, part = place(left_ms)
+    return at, (1 - part) / left_ms, part / left_ms, 0.1 * max_w - 0.2 * (need_mj / left_ms)
 
 
 NOTHING = Outlook((0,) * len(GRID_MS), (0,) * len(GRID_MS))
@@ -153,9 +160,10 @@ class _Curve:
 
 def need_of(charge: Charge, now: int, scale: float) -> Need | None:
     """What a request asks of the hours ahead; None when it says no amount."""
-    if charge.energy_j is None:
+    energy_j, departure_ms, max_w = charge.energy_j, charge.departure_ms, charge.max_w
+    if energy_j is None:
         return None
-    need_mj = charge.energy_j * 1000
-    if charge.departure_ms is None:
-        return Need(need_mj, assumed_stay_ms(need_mj, charge.max_w), charge.max_w)
-    return Need(need_mj, max(LEAST_LEFT_MS, round((charge.departure_ms - now) * scale)), charge.max_w)
+    if departure_ms is None:
+        return Need(energy_j * 1000, assumed_stay_ms(energy_j * 1000, max_w), max_w)
+    left_ms = departure_ms - now if scale == 1.0 else round((departure_ms - now) * scale)
+    return Need(energy_j * 1000, max(LEAST_LEFT_MS, left_ms), max_w)

@@ -6,7 +6,7 @@ from random import Random
 
 from benchmarks.sim.site import Site
 from mesh.charge import Charge
-from mesh.outlook import NOTHING, Outlook, lost_mj, need_of, place, room_w
+from mesh.outlook import NOTHING, Outlook, lost_mj, mean_load, need_of
 from substation import grants
 from substation.completion import promised
 from substation.load import Load
@@ -85,9 +85,8 @@ def least_lost_then_even(load: Load, ahead: Outlook, charge: Charge, now: int) -
         if charge.departure_ms is None
         else lost_mj(need, ahead.slack_mj(load.limit_w), load.limit_w) * 1_000 // need.need_mj
     )
-    at, part = place(need.left_ms)
-    before, after = ahead.evenly_mj[at - 1 : at + 1]
-    share = ((before + (after - before) * part) / need.left_ms + room_w(need)) / load.limit_w
+    at, before, after, room_w = mean_load(need)
+    share = (ahead.evenly_mj[at - 1] * before + ahead.evenly_mj[at] * after + room_w) / load.limit_w
     return (lost, share, least_utilisation(load, ahead, charge, now)[0])
 
 

@@ -3,10 +3,12 @@
 from math import e
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from balancer.view import FOREIGN_MEMORY_MS, HELD_MOST, HOLD_MS, LoadView, Received
 from mesh.model import ReportState
-from mesh.outlook import NOTHING, Need
+from mesh.outlook import NOTHING, Need, lost_mj, outlook
 from tests.balancer.makers import INTERVAL, NOW, key, load
 
 # 22 kWh in two hours at 11 kW: not a minute to spare.
@@ -247,12 +249,38 @@ def test_the_promises_are_the_reports_and_the_reservations() -> None:
 def test_a_car_costs_nothing_that_fits_beside_what_is_reported_and_reserved() -> None:
     view = view_of_one()
     assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) == 0, "the report does not tell"
-    view.report("a:1", load(sequence=2, limit_w=33_000, ahead=CAR.outlook()), NOW)
+    view.report("a:1", load(sequence=2, limit_w=33_000, demand_w=11_000, ahead=CAR.outlook()), NOW)
     assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) > 0
     view.reserve("a:1", key(1), 11_000, NOW, CAR)
     assert view["a:1"].lost_mj(CAR) == 0
     view.reserve("a:1", key(2), 11_000, NOW, CAR)
     assert view["a:1"].lost_mj(CAR) > 0
+
+
+needs = st.builds(
+    Need,
+    need_mj=st.integers(1, 10**12),
+    left_ms=st.integers(5 * 60_000, 4 * 86_400_000),
+    max_w=st.integers(1_000, 22_000),
+)
+
+
+@given(st.lists(needs, max_size=5), needs)
+def test_nothing_is_lost_where_all_can_draw_full_power_at_once(cars: list[Need], car: Need) -> None:
+    limit_w = sum(one.max_w for one in (*cars, car))
+    car = car._replace(need_mj=min(car.need_mj, car.max_w * car.left_ms))
+    assert lost_mj(car, outlook(cars).slack_mj(limit_w), limit_w) < 1_000, "the curves are rounded"
+
+
+def test_the_time_scale_is_known_while_all_that_reported_have_the_same() -> None:
+    view = LoadView(["a:1", "b:1"], INTERVAL)
+    view.report("a:1", load("a", time_scale=60.0, ahead=NOTHING), NOW)
+    known = [view.time_scale]
+    # The second of them does not tell what is ahead of it.
+    for sequence, scale, ahead in ((1, 1.0, NOTHING), (2, 60.0, None), (3, 60.0, NOTHING)):
+        view.report("b:1", load("b", sequence=sequence, time_scale=scale, ahead=ahead), NOW)
+        known.append(view.time_scale)
+    assert known == [60.0, None, None, 60.0]
 
 
 def test_what_others_place_is_what_reports_show_beside_our_own() -> None:
