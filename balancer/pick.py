@@ -181,41 +181,16 @@ class Picker:
 
     def _best(self, some: list[Known], charge: Charge, now: int) -> Pick | None:
         """None when it fits nowhere there."""
-        if charge.energy_j is not None and (scale := self._view.time_scale or _one_scale(some, charge)):
-            return self._by_outlook(some, charge, scale, now)
-        floor_w, max_w, lowest, unfit = charge.floor_w, charge.max_w, inf, 0
-        chosen: Known | None = None
-        tied: list[Known] = []
-        # Two loops that keep the lowest, here and in `_by_outlook`, cost half of what a list of scores does.
-        for known in some:
-            if floor_w > known.admits_w:
-                unfit += 1
-                continue
-            score = (known.demand_w + max_w) / known.limit_w
-            if score <= lowest:
-                if score < lowest:
-                    lowest, chosen, tied = score, known, []
-                else:
-                    tied.append(known)
-        if chosen is None:
-            return None
-        if (self._unseen or now >= self._unseen_until_ms) and (unseen := self._unseen_by(some, now)):
-            fitting = _fitting(some, charge)
-            scores = [(known.demand_w + max_w) / known.limit_w for known in fitting]
-            chosen, lowest = self._spread(fitting, scores, max_w * unseen)
-        elif tied:
-            chosen = self._rng.choice([chosen, *tied])
-        now_w, limit_w, eligible = chosen.demand_w, chosen.limit_w, len(some) - unfit
-        before, after = now_w / limit_w, (now_w + max_w) / limit_w
-        return Pick(chosen.address, chosen.substation_id, LEAST_UTILISATION, lowest, before, after, eligible)
-
-    def _by_outlook(self, some: list[Known], charge: Charge, scale: float, now: int) -> Pick | None:
+        # Hours of one time scale are not hours of another.
+        if charge.energy_j is None or (scale := self._view.time_scale or _one_scale(some, charge)) is None:
+            return self._by_power(some, charge, now)
         need = need_of(charge, now, scale)
         assert need is not None
         at, before, after, room_w = mean_load(need)
         at_first, floor_w, lowest, unfit = at - 1, charge.floor_w, inf, 0
         chosen: Known | None = None
         tied: list[Known] = []
+        # A loop that keeps the lowest, here and in `_by_power`, costs half of what a list of scores does.
         for known in some:
             if floor_w > known.admits_w:
                 unfit += 1
@@ -241,6 +216,32 @@ class Picker:
         now_w, limit_w, eligible = chosen.demand_w, chosen.limit_w, len(some) - unfit
         before, after = now_w / limit_w, (now_w + charge.max_w) / limit_w
         return Pick(chosen.address, chosen.substation_id, LEAST_LOAD_AHEAD, lowest, before, after, eligible, need)
+
+    def _by_power(self, some: list[Known], charge: Charge, now: int) -> Pick | None:
+        floor_w, max_w, lowest, unfit = charge.floor_w, charge.max_w, inf, 0
+        chosen: Known | None = None
+        tied: list[Known] = []
+        for known in some:
+            if floor_w > known.admits_w:
+                unfit += 1
+                continue
+            score = (known.demand_w + max_w) / known.limit_w
+            if score <= lowest:
+                if score < lowest:
+                    lowest, chosen, tied = score, known, []
+                else:
+                    tied.append(known)
+        if chosen is None:
+            return None
+        if (self._unseen or now >= self._unseen_until_ms) and (unseen := self._unseen_by(some, now)):
+            fitting = _fitting(some, charge)
+            scores = [(known.demand_w + max_w) / known.limit_w for known in fitting]
+            chosen, lowest = self._spread(fitting, scores, max_w * unseen)
+        elif tied:
+            chosen = self._rng.choice([chosen, *tied])
+        now_w, limit_w, eligible = chosen.demand_w, chosen.limit_w, len(some) - unfit
+        before, after = now_w / limit_w, (now_w + max_w) / limit_w
+        return Pick(chosen.address, chosen.substation_id, LEAST_UTILISATION, lowest, before, after, eligible)
 
     def _least_lost(self, fitting: list[Known], scores: list[float], need: Need) -> tuple[Known, float]:
         """The lowest of those where least energy is lost, and its score."""
@@ -322,6 +323,6 @@ def _one_scale(some: list[Known], charge: Charge) -> float | None:
 
 
 def _loads_ahead(fitting: list[Known], need: Need) -> list[float]:
-    """The scores that `_by_outlook` compares."""
+    """The scores that `_best` compares."""
     at, before, after, room_w = mean_load(need)
     return [(k.evenly_mj[at - 1] * before + k.evenly_mj[at] * after + room_w) / k.limit_w for k in fitting]
