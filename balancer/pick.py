@@ -113,7 +113,7 @@ class Picker:
             left = [known for known in self._allowed(charge) if known.address not in tried]
             fresh = [known for known in left if self._fits(known, charge, now, ReportState.FRESH)]
             return self._best(fresh, charge, now) or self._best_stale(left, charge, now)
-        probes = self._probes(charge, now, tried) if self._ejections.out else []
+        probes = self._probes(charge, now, tried) if self._ejections.out else None
         is_exact = self._view.version + self._ejections.version == self._as_of and now <= self._until_ms
         if not is_exact:
             is_exact = self._look_again(now)
@@ -189,7 +189,7 @@ class Picker:
         at, before, after, room_w = mean_load(need)
         at_first, floor_w, lowest, unfit = at - 1, charge.floor_w, inf, 0
         chosen: Known | None = None
-        tied: list[Known] = []
+        tied: list[tuple[float, Known]] = []
         # A loop that keeps the lowest, here and in `_by_power`, costs half of what a list of scores does.
         for known in some:
             if floor_w > known.admits_w:
@@ -197,18 +197,19 @@ class Picker:
                 continue
             curve = known.evenly_mj
             score = (curve[at_first] * before + curve[at] * after + room_w) / known.limit_w
-            if score <= lowest:
-                if score < lowest:
-                    lowest, chosen, tied = score, known, []
-                else:
-                    tied.append(known)
+            if score > lowest:
+                continue
+            if score < lowest:
+                lowest, chosen = score, known
+            else:
+                tied.append((score, known))
         if chosen is None:
             return None
         if (self._unseen or now >= self._unseen_until_ms) and (unseen := self._unseen_by(some, now)):
             fitting = _fitting(some, charge)
             chosen, lowest = self._spread(fitting, _loads_ahead(fitting, need), need.need_mj / need.left_ms * unseen)
         elif tied:
-            chosen = self._rng.choice([chosen, *tied])
+            chosen = self._any_of(chosen, lowest, tied)
         # What is lost cannot be said of a car of unknown departure.
         if charge.departure_ms is not None and chosen.lost_mj(need) > 0:
             fitting = _fitting(some, charge)
@@ -220,17 +221,18 @@ class Picker:
     def _by_power(self, some: list[Known], charge: Charge, now: int) -> Pick | None:
         floor_w, max_w, lowest, unfit = charge.floor_w, charge.max_w, inf, 0
         chosen: Known | None = None
-        tied: list[Known] = []
+        tied: list[tuple[float, Known]] = []
         for known in some:
             if floor_w > known.admits_w:
                 unfit += 1
                 continue
             score = (known.demand_w + max_w) / known.limit_w
-            if score <= lowest:
-                if score < lowest:
-                    lowest, chosen, tied = score, known, []
-                else:
-                    tied.append(known)
+            if score > lowest:
+                continue
+            if score < lowest:
+                lowest, chosen = score, known
+            else:
+                tied.append((score, known))
         if chosen is None:
             return None
         if (self._unseen or now >= self._unseen_until_ms) and (unseen := self._unseen_by(some, now)):
@@ -238,10 +240,15 @@ class Picker:
             scores = [(known.demand_w + max_w) / known.limit_w for known in fitting]
             chosen, lowest = self._spread(fitting, scores, max_w * unseen)
         elif tied:
-            chosen = self._rng.choice([chosen, *tied])
+            chosen = self._any_of(chosen, lowest, tied)
         now_w, limit_w, eligible = chosen.demand_w, chosen.limit_w, len(some) - unfit
         before, after = now_w / limit_w, (now_w + max_w) / limit_w
         return Pick(chosen.address, chosen.substation_id, LEAST_UTILISATION, lowest, before, after, eligible)
+
+    def _any_of(self, chosen: Known, lowest: float, tied: list[tuple[float, Known]]) -> Known:
+        """That or one of those that are as low; what was as low as one before it is in the list too."""
+        as_low = [known for score, known in tied if score == lowest]
+        return self._rng.choice([chosen, *as_low]) if as_low else chosen
 
     def _least_lost(self, fitting: list[Known], scores: list[float], need: Need) -> tuple[Known, float]:
         """The lowest of those where least energy is lost, and its score."""

@@ -21,7 +21,7 @@ from mesh.model import LimitSource
 from mesh.outlook import Need, outlook
 
 SIZES = (10, 100, 1_000, 10_000)
-ROUNDS = 9
+ROUNDS = 30
 # As many calls as take some milliseconds.
 CALLS = 500
 NOW = 1_800_000_000_000
