@@ -57,9 +57,9 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
 
     await stopping.wait()
     log.info("stopping", grace_s=settings.grace_s)
-    stopped = asyncio.create_task(server.stop(settings.grace_s))  # health first
-    asyncio.get_running_loop().call_later(0.05, changes.close)
-    await stopped
+    await server.leave()
+    changes.close()
+    await server.stop(settings.grace_s)
     await router.stop(settings.grace_s)
     forgetting.cancel()
     await subscriptions.stop()

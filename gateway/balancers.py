@@ -22,6 +22,8 @@ Req = TypeVar("Req")
 Res = TypeVar("Res")
 
 _NO_NAMES = Naming()
+# CANCELLED is what a server that stops says of calls that it had not begun.
+_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 # What one balancer may not be able to do while another can.
 _CUT_OFF = frozenset({ErrorReason.NO_SUBSTATION, ErrorReason.SUBSTATION_UNREACHABLE})
 
@@ -63,7 +65,7 @@ class Balancers:
     def _instead(self, lost: Balancer, error: grpc.aio.AioRpcError) -> Balancer | None:
         """Another one, when that failure was of this balancer alone."""
         ours = from_rpc_error(error)
-        if error.code() is not grpc.StatusCode.UNAVAILABLE or (ours is not None and ours.reason not in _CUT_OFF):
+        if error.code() not in _LOST or (ours is not None and ours.reason not in _CUT_OFF):
             return None
         other = self._next(but=lost)
         if other is not None:

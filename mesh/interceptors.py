@@ -1,6 +1,7 @@
 """What surrounds every RPC handler: errors become statuses with details, and each call is counted once."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -33,8 +34,9 @@ class Calls(grpc.aio.ServerInterceptor):
     ) -> MaybeHandler:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or handler.request_streaming:
-            return handler  # unknown methods, and reflection's two-way stream, which has errors of its own
+        if handler is None or handler.request_streaming or _writes_itself(handler):
+            # Unknown methods; reflection's two-way stream, which has errors of its own; Watch of health.
+            return handler
         kind: Any = (
             grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
         )
@@ -74,6 +76,11 @@ class Calls(grpc.aio.ServerInterceptor):
                 self._metrics.observe(method, code, None)
 
         return call
+
+
+def _writes_itself(handler: Handler) -> bool:
+    """A stream whose handler yields nothing but writes to the context."""
+    return bool(handler.response_streaming) and not inspect.isasyncgenfunction(handler.unary_stream)
 
 
 def _code_of(error: BaseException, context: Context) -> str:

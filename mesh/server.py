@@ -1,8 +1,10 @@
 """One gRPC server of the mesh: health, reflection, keepalive, and a stop that finishes what is in flight."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,6 +16,9 @@ from mesh.settings import StartupError
 
 # Health service name that answers while the process turns its event loop, also when it takes no calls.
 LIVENESS = "liveness"
+
+# Long enough for those who watch its health to hear it before their streams end.
+_LEAVING_S = 0.05
 
 _OPTIONS = (
     # Two servers on one port would share its calls silently.
@@ -34,10 +39,27 @@ def _check_free(host: str, port: int) -> None:
         raise StartupError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
 
 
+class _Health(health.aio.HealthServicer):
+    """Ends the streams of those that watch it, which else would be waited for as long as a stop may take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802, ANN401 - as the package has it
+        watching = asyncio.ensure_future(super().Watch(request, context))
+        over = asyncio.ensure_future(self.over.wait())
+        try:
+            await asyncio.wait({watching, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            over.cancel()
+
+
 class Server:
     """A started server. `port` is the real one when 0 was asked for."""
 
-    def __init__(self, server: grpc.aio.Server, servicer: health.aio.HealthServicer, port: int) -> None:
+    def __init__(self, server: grpc.aio.Server, servicer: _Health, port: int) -> None:
         self._server = server
         self._health = servicer
         self.port = port
@@ -47,9 +69,15 @@ class Server:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(service, status)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Health first, so that callers look elsewhere; then refuses new calls and lets the others finish."""
+    async def leave(self) -> None:
+        """The first step of a stop: health says NOT_SERVING, so that callers look elsewhere."""
         await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(_LEAVING_S)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """The second: what has arrived is answered, then new calls are refused and the others may finish."""
+        self._health.over.set()
+        await asyncio.sleep(min(_LEAVING_S, grace_seconds))
         await self._server.stop(grace_seconds)
 
 
@@ -64,7 +92,7 @@ async def start_server(
     _check_free(host, port)
     server = grpc.aio.server(interceptors=[Calls(metrics)], options=_OPTIONS)
     register(server)
-    servicer = health.aio.HealthServicer()
+    servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:

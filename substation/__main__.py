@@ -117,6 +117,7 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     await stopping.wait()
     log.info("substation stops")
     showing.cancel()
+    await server.leave()
     engine.shut()
     await server.stop(settings.grace_s)
     await engine.stop()
