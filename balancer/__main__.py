@@ -16,6 +16,7 @@ from balancer.settings import BalancerSettings
 from balancer.subscriptions import Subscription, Subscriptions
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc
 from mesh import process
+from mesh.admission import Admission
 from mesh.clock import SystemClock
 from mesh.metrics import GrpcServerMetrics, MetricsPage, new_registry
 from mesh.server import start_server
@@ -34,7 +35,8 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     page = MetricsPage(settings.host, settings.metrics_port, registry)
     desk = Desk(settings.substations, settings.report_interval_ms, rng)
     registry.register(ViewCollector(desk.view, clock))
-    peers = Peers(settings.substations)
+    peers = Peers(settings.substations, rng, settings.max_calls)
+    admission = Admission(settings.max_calls, rng)
     router = Router(desk, peers, clock, rng, metrics)
 
     def subscribe(peer: Peer) -> Subscription:
@@ -43,7 +45,7 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
 
     def register(server: grpc.aio.Server) -> None:
         forwarder = Forwarder(desk, peers, clock, settings.default_timeout_s)
-        charging = ChargingServicer(router, forwarder, desk, changes)
+        charging = ChargingServicer(router, forwarder, desk, changes, admission)
         charging_pb2_grpc.add_ChargingServiceServicer_to_server(charging, server)
         operations = OperationsServicer(forwarder, desk, clock, changes)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
@@ -51,7 +53,9 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     subscriptions = Subscriptions(peers, subscribe)
     subscriptions.start()
     await subscriptions.first_reports(FIRST_REPORTS_S)
-    server = await start_server(settings.host, settings.port, GrpcServerMetrics(registry), SERVICES, register)
+    server = await start_server(
+        settings.host, settings.port, GrpcServerMetrics(registry), SERVICES, register, admission
+    )
     forgetting = asyncio.create_task(router.forget_old())
     log.info("serving", port=server.port, metrics_port=page.port, substations=list(settings.substations))
 

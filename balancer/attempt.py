@@ -50,6 +50,7 @@ _FINAL = frozenset(
 _IN_DOUBT = frozenset({ErrorReason.OUTCOME_UNKNOWN, ErrorReason.INTERNAL})
 # Of several refusals the caller hears the first of these: what goes away by itself comes first.
 _MOST_USEFUL = (
+    ErrorReason.OVERLOADED,
     ErrorReason.TOO_MANY_WAITING,
     ErrorReason.NO_CHARGE_POINT,
     ErrorReason.FLOOR_ABOVE_LIMIT,
@@ -65,9 +66,10 @@ _MOST_USEFUL = (
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A status of ours came back."""
+    """A status of ours came back; or none was asked for, as it has more calls from here than it can answer in time."""
 
     error: MeshError
+    sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,7 @@ class Attempt:
         """Definitely not admitted there: the next best."""
         assert self._asked is not None
         if isinstance(outcome, Refused):
+            self._tries.sent -= not outcome.sent
             self._tries.refusals.append(outcome.error)
             self._answered(outcome.error, now)
         else:
@@ -339,7 +342,9 @@ class Attempt:
 
     def _answered(self, error: MeshError, now: int) -> None:
         assert self._asked is not None
-        if isinstance(error, Unavailable):
+        if error.reason is ErrorReason.OVERLOADED:
+            self._desk.ejections.unsent(self._asked.address)  # alive, and no proof that it works
+        elif isinstance(error, Unavailable):
             self._desk.ejections.failed(self._asked.address, now)
         else:
             self._desk.ejections.succeeded(self._asked.address, now)

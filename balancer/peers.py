@@ -1,10 +1,12 @@
 """The substations as this process reaches them: one long-lived channel each, with its stubs."""
 
 from collections.abc import Iterable, Iterator
+from random import Random
 
 import grpc
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
+from mesh.admission import Admission
 from mesh.channel import open_channel
 from mesh.errors import MeshError, Unavailable
 from mesh.model import ErrorReason
@@ -16,8 +18,10 @@ RETRY_MS = 1_000
 class Peer:
     """One substation."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, admission: Admission) -> None:
         self.address = address
+        # Charges that it has from here: what it cannot answer in time is not sent.
+        self.admission = admission
         self.channel = open_channel(address)
         self.charging: charging_pb2_grpc.ChargingServiceAsyncStub = charging_pb2_grpc.ChargingServiceStub(self.channel)
         self.reports: reports_pb2_grpc.LoadReportServiceAsyncStub = reports_pb2_grpc.LoadReportServiceStub(self.channel)
@@ -42,8 +46,8 @@ class Peer:
 class Peers:
     """All of them, by address."""
 
-    def __init__(self, addresses: Iterable[str]) -> None:
-        self._by_address = {address: Peer(address) for address in addresses}
+    def __init__(self, addresses: Iterable[str], rng: Random, max_calls: int = 1_000) -> None:
+        self._by_address = {address: Peer(address, Admission(max_calls, rng)) for address in addresses}
 
     def __getitem__(self, address: str) -> Peer:
         return self._by_address[address]

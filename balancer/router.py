@@ -20,7 +20,7 @@ from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Re
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied, Settled
 from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled
 from balancer.metrics import BalancerMetrics
-from balancer.peers import Peers
+from balancer.peers import Peer, Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
@@ -173,6 +173,25 @@ class Router:
             return Late()
         if not peer.ready():
             return Unreached()
+        try:
+            peer.admission.enter(left_ms / 1000)
+        except MeshError as overloaded:
+            return Refused(overloaded, sent=False)
+        outcome: Outcome = Lost()
+        try:
+            outcome = await self._send(step, peer, request, left_ms, metadata)
+        finally:
+            peer.admission.leave(seconds(), served=not isinstance(outcome, Lost))
+        return outcome
+
+    async def _send(
+        self,
+        step: Ask,
+        peer: Peer,
+        request: charging_pb2.ChargeRequest,
+        left_ms: int,
+        metadata: tuple[tuple[str, str], ...],
+    ) -> Outcome:
         try:
             response = await peer.charging.Charge(request, timeout=left_ms / 1000, metadata=metadata)
         except grpc.aio.AioRpcError as error:

@@ -18,11 +18,13 @@ from balancer.desk import Desk
 from balancer.peers import Peer, Peers
 from balancer.router import Router
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
+from mesh.admission import Admission
 from mesh.batching import charge_all
 from mesh.clock import Clock
 from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.ids import substation_of
 from mesh.interceptors import Context
+from mesh.latest import Latest
 from mesh.model import ErrorReason, ReportState
 
 log = structlog.get_logger()
@@ -92,7 +94,10 @@ class Forwarder:
 class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
     """ChargingService over all substations."""
 
-    def __init__(self, router: Router, forwarder: Forwarder, desk: Desk, changes: Changes) -> None:
+    def __init__(
+        self, router: Router, forwarder: Forwarder, desk: Desk, changes: Changes, admission: Admission
+    ) -> None:
+        self._admission = admission
         self._router = router
         self._forward = forwarder
         self._desk = desk
@@ -106,7 +111,8 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
-        async with aclosing(charge_all(request, self._forward.timeout_s(context), self._charge_item)) as responses:
+        items = charge_all(request, self._forward.timeout_s(context), self._charge_item, self._admission)
+        async with aclosing(items) as responses:
             async for response in responses:
                 yield response
 
@@ -138,8 +144,9 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
             raise peer.unreachable(substation_id, "not connected")
         call = peer.charging.WatchSession(request, timeout=context.time_remaining())
         self._changes.on_close(call.cancel)
+        latest = Latest(call)
         try:
-            async for response in call:
+            while (response := await latest.read()) is not grpc.aio.EOF:
                 yield response
         except grpc.aio.AioRpcError as error:
             raise peer.error_of(error, substation_id) from None
@@ -148,7 +155,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
             raise
         finally:
             self._changes.off_close(call.cancel)
-            call.cancel()
+            latest.cancel()
 
     async def ListSessions(
         self, request: charging_pb2.ListSessionsRequest, context: Context

@@ -339,7 +339,7 @@ async def balancer(pipe: Connection, addresses: list[str], times: Times) -> None
     clock, rng, changes = SystemClock(), Random(), Changes()
     metrics = BalancerMetrics(CollectorRegistry())
     desk = Desk(addresses, INTERVAL_MS, rng)
-    peers = Peers(addresses)
+    peers = Peers(addresses, rng)
     ages = Ages(desk.view, clock, changes)
 
     def settled(_: list[Settled], __: list[Key]) -> None:
@@ -383,7 +383,7 @@ class Bare:
 
 async def bare(pipe: Connection, addresses: list[str], times: Times) -> None:
     """What grpc.aio alone takes."""
-    readers = [Bare(peer) for peer in Peers(addresses)]
+    readers = [Bare(peer) for peer in Peers(addresses, Random())]
     tasks = [asyncio.create_task(stream) for one in readers for stream in (one.reports(), one.admissions())]
 
     def followed() -> int:

@@ -9,9 +9,10 @@ import structlog
 from gateway import app, server
 from gateway.balancers import Balancers
 from gateway.metrics import HttpMetrics
-from gateway.routes import Api
+from gateway.routes import MAX_LARGE_BODIES, Api
 from gateway.settings import GatewaySettings
 from gateway.table import operations
+from mesh.admission import Admission, Bound
 from mesh.clock import SystemClock
 from mesh.metrics import MetricsPage, new_registry
 from mesh.process import run
@@ -25,12 +26,23 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
     listener = server.bind(settings.host, settings.port)
     page = MetricsPage(settings.host, settings.metrics_port, registry)
     balancers = Balancers(settings.balancers, settings.timeout_s)
-    api = Api(balancers, SystemClock(), SystemRandom(), stopping, settings.heartbeat_s)
+    rng, most, metrics = SystemRandom(), settings.max_calls, HttpMetrics(registry)
+    api = Api(
+        balancers,
+        SystemClock(),
+        rng,
+        stopping,
+        settings.heartbeat_s,
+        Admission(most, rng),
+        Bound(most, "event streams"),
+        Bound(MAX_LARGE_BODIES, "large bodies"),
+        metrics.dropped.inc,
+    )
     table = operations(api, _version())
     port = listener.getsockname()[1]
     log.info("listening", host=settings.host, port=port, metrics_port=page.port, balancers=list(settings.balancers))
     try:
-        await server.serve(app.build(table, HttpMetrics(registry)), listener, stopping, settings.grace_s)
+        await server.serve(app.build(table, metrics), listener, stopping, settings.grace_s)
     finally:
         await balancers.close()
         page.close()

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import problems
 from gateway.metrics import UNMATCHED, HttpMetrics
 from gateway.operation import EVENT_STREAM, Handler, Operation
-from gateway.problems import ProblemError
+from gateway.problems import Naming, ProblemError
 from mesh import clock
+from mesh.errors import MeshError
 
 log = structlog.get_logger()
 
@@ -58,6 +59,8 @@ class _Path:
             return await handler(request)
         except ProblemError as error:
             return problems.response(error.problem, error.headers)
+        except MeshError as error:
+            return problems.response(problems.of_mesh(error, Naming()))
         except Exception:
             log.exception("request failed", method=request.method, route=self._path)
             return problems.response(problems.internal())

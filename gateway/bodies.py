@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -13,10 +14,13 @@ from starlette.requests import ClientDisconnect, Request
 
 from gateway.problems import ProblemError, invalid, problem, too_large
 from gateway.schemas import FieldError
+from mesh.admission import Bound
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_BYTES = 4 * 1024 * 1024
+# Bodies above this are bounded in number: uvicorn stops reading at as much by itself.
+_LARGE_BYTES = 64 * 1024
 # A name of the client's, as far as it is repeated to it.
 _MAX_NAME = 100
 _MOST_ERRORS = 20
@@ -33,17 +37,20 @@ _WORDS = {
 }
 
 
-async def read(request: Request, timeout_s: float) -> bytes:
-    """The whole body, bounded in size and time."""
+async def read(request: Request, timeout_s: float, large: Bound) -> bytes:
+    """The whole body, bounded in size and time, and where it is large in number."""
     if int(request.headers.get("content-length", "0")) > MAX_BYTES:
         raise ProblemError(too_large())
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BYTES:
-                    raise ProblemError(too_large())
+            with ExitStack() as counted:
+                async for chunk in request.stream():
+                    if len(body) <= _LARGE_BYTES < len(body) + len(chunk):
+                        counted.enter_context(large)
+                    body += chunk
+                    if len(body) > MAX_BYTES:
+                        raise ProblemError(too_large())
     except TimeoutError:
         slow = problem(408, "BODY_TOO_SLOW", f"the body must arrive within {timeout_s:g} s")
         raise ProblemError(slow, {"Connection": "close"}) from None

@@ -1,4 +1,7 @@
-"""Server-sent events from a gRPC stream: state on every change, comments in silence, and always a last event."""
+"""Server-sent events from a gRPC stream: state on every change, comments in silence, and always a last event.
+
+A client that reads slowly is sent the latest state only; one that stops reading is given up (`Reader`).
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import problems
 from gateway.problems import Naming
+from gateway.reader import Reader, TooSlow
 from gateway.schemas import Problem
+from mesh.latest import Latest
 
 log = structlog.get_logger()
 M = TypeVar("M")
@@ -35,7 +40,7 @@ class Event:
 
 
 class EventStream(Response, Generic[M]):
-    """Relays `call` until it ends, the client leaves, or the gateway stops.
+    """Relays `call` until it ends, the client leaves, or the gateway stops; then calls `done`.
 
     Each message carries the whole state, so that a client that reconnects has missed nothing that still
     holds; ids grow on from the `Last-Event-ID` it brings.
@@ -50,17 +55,27 @@ class EventStream(Response, Generic[M]):
         stopping: asyncio.Event,
         heartbeat_s: float,
         last_id: int,
+        done: Callable[[], None],
+        on_drop: Callable[[], None],
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._call = call
+        self._call = Latest(call)
         self._first = first
         self._events_of = events_of
         self._stopping = stopping
         self._heartbeat_s = heartbeat_s
         self._id = last_id
+        self._done = done
+        self._on_drop = on_drop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(scope, receive, Reader(scope, send))
+        finally:
+            self._done()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Reader) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         stop = asyncio.ensure_future(self._stopping.wait())
         gone = asyncio.ensure_future(_disconnected(receive))
@@ -68,12 +83,16 @@ class EventStream(Response, Generic[M]):
             await self._relay(send, stop, gone)
             if not gone.done():
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TooSlow:
+            self._call.cancel()
+            self._on_drop()
+            await send.farewell(self._event(_error(problems.too_slow())))
         finally:
             self._call.cancel()
             stop.cancel()
             gone.cancel()
 
-    async def _relay(self, send: Send, stop: asyncio.Future[Any], gone: asyncio.Future[None]) -> None:
+    async def _relay(self, send: Reader, stop: asyncio.Future[Any], gone: asyncio.Future[None]) -> None:
         try:
             message: Any = self._first
             while message is not grpc.aio.EOF:
@@ -92,23 +111,27 @@ class EventStream(Response, Generic[M]):
             broken = problems.ended()
         except grpc.aio.AioRpcError as error:
             broken = problems.of_call(error, _NO_NAMES)
+        except TooSlow:
+            raise
         except Exception:
             log.exception("event stream failed")
             broken = problems.internal()
         await self._send(send, _error(broken))
 
     async def _wait(
-        self, send: Send, reading: asyncio.Future[Any], stop: asyncio.Future[Any], gone: asyncio.Future[None]
+        self, send: Reader, reading: asyncio.Future[Any], stop: asyncio.Future[Any], gone: asyncio.Future[None]
     ) -> None:
         """Until there is a message, or no reason to wait for one."""
         waiting = {reading, stop, gone}
         while not (await asyncio.wait(waiting, timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED))[0]:
             await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
 
-    async def _send(self, send: Send, event: Event) -> None:
+    async def _send(self, send: Reader, event: Event) -> None:
+        await send({"type": "http.response.body", "body": self._event(event), "more_body": True})
+
+    def _event(self, event: Event) -> bytes:
         self._id += 1
-        body = b"event: %s\nid: %d\ndata: %s\n\n" % (event.name.encode(), self._id, event.data)
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        return b"event: %s\nid: %d\ndata: %s\n\n" % (event.name.encode(), self._id, event.data)
 
 
 def _error(body: Problem) -> Event:

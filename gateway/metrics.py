@@ -26,6 +26,10 @@ class HttpMetrics:
             registry=registry,
         )
 
+        self.dropped = Counter(
+            "http_event_streams_dropped", "Event streams ended because their client did not read.", registry=registry
+        )
+
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Counts one request."""
         method = method if method in _METHODS else "OTHER"

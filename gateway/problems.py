@@ -42,6 +42,8 @@ _BY_REASON = {
     ErrorReason.FLOOR_ABOVE_LIMIT: 503,
     ErrorReason.TOO_MANY_WAITING: 503,
     ErrorReason.NOT_ACCEPTING: 503,
+    ErrorReason.OVERLOADED: 503,
+    ErrorReason.READER_TOO_SLOW: 503,
     ErrorReason.KEY_REUSED: 422,
 }
 _RETRY_LATER = frozenset({429, 503})
@@ -53,6 +55,8 @@ _TITLES = {
     "TOO_MANY_WAITING": "Too many sessions wait for a turn",
     "NOT_ACCEPTING": "No substation takes new sessions",
     "NO_SUBSTATION": "No substation can be asked",
+    "OVERLOADED": "More calls than can be served",
+    "READER_TOO_SLOW": "The stream's reader is too slow",
     "OUTCOME_UNKNOWN": "Whether the charge was admitted is not known",
     "LEDGER_UNAVAILABLE": "The ledger cannot write",
     "SUBSTATION_UNREACHABLE": "The substation cannot be reached",
@@ -179,12 +183,14 @@ def too_large() -> Problem:
 
 
 # What a broken call leaves open. Anything else says for certain that nothing was admitted.
-_IN_DOUBT = frozenset({"BALANCER_UNREACHABLE", "DEADLINE_EXCEEDED", "INTERNAL", "STREAM_BROKEN"})
+_BROKEN = frozenset({"BALANCER_UNREACHABLE", "DEADLINE_EXCEEDED", "INTERNAL", "STREAM_BROKEN"})
+# All that may be said of a call that nobody answered.
+IN_DOUBT = _BROKEN | {"OUTCOME_UNKNOWN"}
 
 
 def if_sent(problem_of_call: Problem, request_id: str) -> Problem:
     """For a charge that had been sent: where its failure leaves open whether it stands, that."""
-    if problem_of_call.reason not in _IN_DOUBT:
+    if problem_of_call.reason not in _BROKEN:
         return problem_of_call
     return problem(
         504 if problem_of_call.status == 504 else 503,
@@ -193,6 +199,11 @@ def if_sent(problem_of_call: Problem, request_id: str) -> Problem:
         f"{request_id}, to learn its session",
         1,
     )
+
+
+def too_slow() -> Problem:
+    """The last event of a stream whose client stopped reading."""
+    return problem(503, ErrorReason.READER_TOO_SLOW.name, "nothing could be written for too long; connect again")
 
 
 def stopping() -> Problem:

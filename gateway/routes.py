@@ -1,6 +1,8 @@
 """What each operation of the API does. `gateway.table` names and documents them."""
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -16,12 +18,15 @@ from gateway.events import Event, EventStream
 from gateway.problems import Naming, ProblemError
 from gateway.queries import Query
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
-from mesh.clock import Clock
+from mesh.admission import Admission, Bound, expired
+from mesh.clock import Clock, seconds
 from mesh.errors import MeshError
 from mesh.ids import is_printable, uuid7
 from mesh.requests import CLOCK_TOLERANCE_MS
 
 MAX_BATCH = 1_000
+# Of 4 MiB each.
+MAX_LARGE_BODIES = 64
 # Readiness is asked often and must not hang.
 _READY_TIMEOUT_S = 1.0
 
@@ -51,6 +56,12 @@ class Api:
     rng: Random
     stopping: asyncio.Event
     heartbeat_s: float
+    # What customers ask and what they watch. Operators, stops and the gateway itself are not counted.
+    admission: Admission
+    streams: Bound
+    large_bodies: Bound
+    # Called for each event stream whose reader is given up.
+    on_drop: Callable[[], None]
 
     # --- charges -----------------------------------------------------------------------------------
 
@@ -61,10 +72,14 @@ class Api:
         # Also on errors, so that a client whose key we made can repeat with it.
         echo = {KEY: key} if is_printable(key) else {}
         try:
-            body = await self._body(request, _CHARGE)
-            answer = await self.balancers.charge(
-                lambda: translate.charge_request(body, key, self._new_id(), self._not_after_ms()), _OF_CHARGE
-            )
+            body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
+            with self._admitted():
+                bodies.require_json(request, body)
+                car = _CHARGE.decode(body)
+                await self._still_there(request)
+                answer = await self.balancers.charge(
+                    lambda: translate.charge_request(car, key, self._new_id(), self._not_after_ms()), _OF_CHARGE
+                )
         except MeshError as error:
             raise ProblemError(problems.of_mesh(error, _OF_CHARGE), echo) from None
         except ProblemError as error:
@@ -75,12 +90,14 @@ class Api:
     async def charge_batch(self, request: Request) -> Response:
         """Admits many cars; each has its own outcome."""
         Query(request.query_params).done()
-        body = await bodies.read(request, self.balancers.timeout_s)
+        body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
         bodies.require_json(request, body)
         batch = Batch()
-        for index, item in enumerate(bodies.items(body, MAX_BATCH)):
-            batch.add(index, item, self._new_id, self._not_after_ms())
-        await batch.run(self.balancers)
+        with self._admitted():
+            for index, item in enumerate(bodies.items(body, MAX_BATCH)):
+                batch.add(index, item, self._new_id, self._not_after_ms())
+            await self._still_there(request)
+            await batch.run(self.balancers)
         return _json(batch.outcomes)
 
     async def list_charges(self, request: Request) -> Response:
@@ -95,20 +112,22 @@ class Api:
             substation_id=query.text("substation_id"),
         )
         query.done()
-        answer = await self.balancers.call(lambda to: to.charging.ListSessions, asked, _OF_LIST)
+        with self._admitted():
+            answer = await self.balancers.call(lambda to: to.charging.ListSessions, asked, _OF_LIST)
         return _json(translate.session_list(answer))
 
     async def get_charge(self, request: Request) -> Response:
         """One session."""
         Query(request.query_params).done()
         asked = charging_pb2.GetSessionRequest(session_id=request.path_params["session_id"])
-        answer = await self.balancers.call(lambda to: to.charging.GetSession, asked, _OF_SESSION)
+        with self._admitted():
+            answer = await self.balancers.call(lambda to: to.charging.GetSession, asked, _OF_SESSION)
         return _json(schemas.SessionReply(translate.session(answer.session)))
 
     async def stop_charge(self, request: Request) -> Response:
         """Ends a session."""
         Query(request.query_params).done()
-        body = await bodies.read(request, self.balancers.timeout_s)
+        body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
         reason = None
         if body:
             bodies.require_json(request, body)
@@ -124,8 +143,7 @@ class Api:
         """A session as events."""
         Query(request.query_params).done()
         asked = charging_pb2.WatchSessionRequest(session_id=request.path_params["session_id"])
-        call, first = await self.balancers.open(lambda to: to.charging.WatchSession, asked)
-        return self._stream(request, call, first, _session_events)
+        return await self._stream(request, lambda to: to.charging.WatchSession, asked, _session_events)
 
     # --- substations -------------------------------------------------------------------------------
 
@@ -140,10 +158,8 @@ class Api:
     async def watch_substations(self, request: Request) -> Response:
         """The load view as events."""
         Query(request.query_params).done()
-        call, first = await self.balancers.open(
-            lambda to: to.operations.WatchSubstations, operations_pb2.WatchSubstationsRequest()
-        )
-        return self._stream(request, call, first, _substation_events)
+        asked = operations_pb2.WatchSubstationsRequest()
+        return await self._stream(request, lambda to: to.operations.WatchSubstations, asked, _substation_events)
 
     async def set_limit(self, request: Request) -> Response:
         """Sets one source's limit."""
@@ -209,20 +225,46 @@ class Api:
     # --- what several need -------------------------------------------------------------------------
 
     async def _body(self, request: Request, reader: bodies.Reader[bodies.T]) -> bodies.T:
-        body = await bodies.read(request, self.balancers.timeout_s)
+        body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
         bodies.require_json(request, body)
         return reader.decode(body)
 
-    def _stream(self, request: Request, call: Any, first: Any, events_of: Any) -> Response:  # noqa: ANN401
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Counts a call while the balancer has it. MeshError when there are too many."""
+        self.admission.enter(self.balancers.timeout_s)
+        served = True
+        try:
+            yield
+        except ProblemError as error:
+            served = error.problem.reason not in problems.IN_DOUBT
+            raise
+        except BaseException:
+            served = False
+            raise
+        finally:
+            self.admission.leave(seconds(), served=served)
+
+    async def _still_there(self, request: Request) -> None:
+        """AttemptExpired for a client that left while others were served. Asked only then: it costs a little."""
+        if self.admission.wait_s and await request.is_disconnected():
+            raise expired()
+
+    async def _stream(self, request: Request, method: Any, asked: Any, events_of: Any) -> Response:  # noqa: ANN401
         last = request.headers.get("last-event-id", "")
-        return EventStream(
-            call,
-            first,
-            events_of,
-            stopping=self.stopping,
-            heartbeat_s=self.heartbeat_s,
-            last_id=int(last) if last.isascii() and last.isdigit() and len(last) < 16 else 0,
-        )
+        with ExitStack() as held:
+            held.enter_context(self.streams)
+            call, first = await self.balancers.open(method, asked)
+            return EventStream(
+                call,
+                first,
+                events_of,
+                stopping=self.stopping,
+                heartbeat_s=self.heartbeat_s,
+                last_id=int(last) if last.isascii() and last.isdigit() and len(last) < 16 else 0,
+                done=held.pop_all().close,
+                on_drop=self.on_drop,
+            )
 
     def _key(self, request: Request) -> str:
         """The client's key, or one of our making."""

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import math
+import resource
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import structlog
 import uvicorn
@@ -13,6 +15,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import problems
+from gateway.reader import TRANSPORT
+from gateway.schemas import Problem
 from mesh.settings import StartupError
 
 log = structlog.get_logger()
@@ -20,15 +24,35 @@ log = structlog.get_logger()
 _BACKLOG = 2048
 # Longer than clients and proxies keep theirs: who closes last does not lose a request.
 _KEEP_ALIVE_S = 75
+# Of a request before its body: path and headers together, and how long they may take to come.
+_MAX_HEAD = 64 * 1024
+_HEAD_WITHIN_S = 15.0
+# More connections are refused; each may hold 64 KiB in either direction. Descriptors that are not for them: listeners,
+# the balancer, logs.
+_MAX_CONNECTIONS = 10_000
+_OTHER_DESCRIPTORS = 64
+# What the kernel holds of what was written and not sent: events that wait there are old when they come.
+_UNSENT_BYTES = 16 * 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. StartupError when the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    return listener
+
+
+def _most_connections() -> int:
+    """As many as are sound, or as the process may open."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(1, min(_MAX_CONNECTIONS, descriptors - _OTHER_DESCRIPTORS))
 
 
 async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, grace_s: float) -> None:
@@ -63,11 +87,66 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
+    """Bounds what uvicorn does not: connections, and a request's path and headers in size and time."""
+
+    _most = _most_connections()
+    # While a request's head comes: its bytes so far, and when it is too late.
+    _head = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            self._refuse(problems.problem(503, "OVERLOADED", f"{self._most} connections are open"))
+        else:
+            self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_timer is not None:
+            self._head += len(data)
+        super().data_received(data)
+        # Also a first read that holds the whole head, and then some body, is no larger than what is read at once.
+        if self._head_timer is not None and self._head > _MAX_HEAD:
+            self._refuse(
+                problems.problem(431, "HEADERS_TOO_LARGE", f"path and headers must be at most {_MAX_HEAD} bytes")
+            )
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {TRANSPORT: {"transport": self.transport}}
+        if self._head_timer is None:
+            self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def _begin_head(self) -> None:
+        self._head = 0
+        self._head_timer = self.loop.call_later(_HEAD_WITHIN_S, self.transport.abort)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def send_400_response(self, msg: str) -> None:
         """For bytes that are no HTTP request."""
-        body = problems.encode(problems.problem(400, "BAD_HTTP", "this is not a request of HTTP/1.1"))
+        self._refuse(problems.problem(400, "BAD_HTTP", "this is not a request of HTTP/1.1"))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Outside of a request: the connection ends with it."""
+        self._end_head()
+        body = problems.encode(problem)
+        retry = f"retry-after: {problem.retry_after_s}\r\n" if problem.retry_after_s else ""
         head = (
-            "HTTP/1.1 400 Bad Request\r\n"
+            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n{retry}"
             f"content-type: {problems.MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

@@ -44,7 +44,7 @@ _LOCATION = Parameter("Location", "header", "The session's path.", {"type": "str
 _ALSO_ENDED = "also those that ended within 24 hours"
 
 _UPSTREAM = (
-    (503, "The balancer or the substation cannot be reached, or this gateway stops."),
+    (503, "The balancer or the substation cannot be reached, there are too many requests, or this gateway stops."),
     (504, "No answer in time."),
 )
 _BODY = (
@@ -115,7 +115,8 @@ def _charges(api: Api) -> list[Operation]:
         (429, "Too many requests."),
         (
             503,
-            "No power or plug now (NO_CHARGE_POINT, FLOOR_ABOVE_LIMIT, TOO_MANY_WAITING, NOT_ACCEPTING), nobody could "
+            "No power or plug now (NO_CHARGE_POINT, FLOOR_ABOVE_LIMIT, TOO_MANY_WAITING, NOT_ACCEPTING), more requests "
+            "than can be served in time (OVERLOADED: nothing was done), nobody could "
             "be asked (NO_SUBSTATION, BALANCER_UNREACHABLE), or OUTCOME_UNKNOWN: repeat with the same key.",
         ),
         (504, "No answer in time; OUTCOME_UNKNOWN: repeat with the same key."),

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import structlog
 
 from gridmesh.v1 import charging_pb2
+from mesh.admission import Admission
 from mesh.errors import InternalError, InvalidRequest, MeshError, Violation
 from mesh.status import to_status
 
@@ -18,16 +19,16 @@ ChargeItem = Callable[[charging_pb2.ChargeBatchItem, float | None], Awaitable[ch
 
 
 async def charge_all(
-    request: charging_pb2.ChargeBatchRequest, left_s: float | None, charge: ChargeItem
+    request: charging_pb2.ChargeBatchRequest, left_s: float | None, charge: ChargeItem, admission: Admission
 ) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
     """The outcomes, grouped as they come. `left_s` is the time of the whole batch; None: no end.
 
-    An item that is wrong, late or meets a defect has that as its outcome and holds back nobody.
+    An item that is wrong, late, too many or meets a defect has that as its outcome and holds back nobody.
     """
     if len(request.items) > MAX_ITEMS:
         raise InvalidRequest(Violation("items", f"must be at most {MAX_ITEMS}"))
     pending = {
-        asyncio.create_task(_outcome(index, item, left_s, charge), name=f"item {index}")
+        asyncio.create_task(_outcome(index, item, left_s, charge, admission), name=f"item {index}")
         for index, item in enumerate(request.items)
     }
     try:
@@ -40,10 +41,16 @@ async def charge_all(
 
 
 async def _outcome(
-    index: int, item: charging_pb2.ChargeBatchItem, left_s: float | None, charge: ChargeItem
+    index: int,
+    item: charging_pb2.ChargeBatchItem,
+    left_s: float | None,
+    charge: ChargeItem,
+    admission: Admission,
 ) -> charging_pb2.ChargeBatchOutcome:
     try:
-        response = await charge(item, _timeout_s(index, item, left_s))
+        timeout_s = _timeout_s(index, item, left_s)
+        with admission.admitted(timeout_s):
+            response = await charge(item, timeout_s)
     except MeshError as error:
         return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(error))
     except Exception:

@@ -1,17 +1,20 @@
-"""What surrounds every RPC handler: errors become statuses with details, and each call is counted once."""
+"""What surrounds every RPC handler: who is let in, errors as statuses with details, slow readers, and a count."""
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
 from grpc_status import rpc_status
 
+from mesh.admission import Admission, Bound
 from mesh.clock import seconds
-from mesh.errors import InternalError, MeshError
+from mesh.errors import InternalError, MeshError, Refused
 from mesh.metrics import GrpcServerMetrics
+from mesh.model import ErrorReason
 from mesh.status import to_status
 
 log = structlog.get_logger()
@@ -21,11 +24,35 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
-class Calls(grpc.aio.ServerInterceptor):
-    """Wraps each handler by its kind: a handler of another kind than the call's makes its client hang."""
+# What customers ask. The others must get through an overload of these: operators' calls, StopSession, which frees
+# power, and what balancers ask to settle their doubts.
+_ASKED = frozenset(f"/gridmesh.v1.ChargingService/{rpc}" for rpc in ("Charge", "GetSession", "ListSessions"))
+# What customers watch. Those of LoadReportService are the mesh's own.
+_WATCHED = frozenset(
+    (
+        "/gridmesh.v1.ChargingService/ChargeBatch",
+        "/gridmesh.v1.ChargingService/WatchSession",
+        "/gridmesh.v1.OperationsService/WatchSubstations",
+    )
+)
+_OF_THE_MESH = "/gridmesh.v1."
+# A reader for whom nothing could be written for so long is not fed any longer, and has so long to hear why.
+PATIENCE_S = 5.0
+_FAREWELL_S = 1.0
 
-    def __init__(self, metrics: GrpcServerMetrics) -> None:
+
+class Calls(grpc.aio.ServerInterceptor):
+    """Wraps each handler by its kind: a handler of another kind than the call's makes its client hang.
+
+    At most `admission.most` calls of each kind are open at once: those asked, those watched, all others.
+    """
+
+    def __init__(self, metrics: GrpcServerMetrics, admission: Admission, patience_s: float = PATIENCE_S) -> None:
         self._metrics = metrics
+        self._admission = admission
+        self._watched = Bound(admission.most, "streams")
+        self._others = Bound(admission.most, "calls of operators and balancers")
+        self._patience_s = patience_s
 
     async def intercept_service(
         self,
@@ -52,7 +79,11 @@ class Calls(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
             started, code = seconds(), "OK"
             try:
-                return await behavior(request, context)
+                if method not in _ASKED:
+                    with self._bound(method):
+                        return await behavior(request, context)
+                with self._admission.admitted(context.time_remaining()):
+                    return await behavior(request, context)
             except BaseException as error:
                 code = _code_of(error, context)
                 await _fail(error, method, context)
@@ -63,19 +94,51 @@ class Calls(grpc.aio.ServerInterceptor):
         return call
 
     def _stream(self, method: str, behavior: Any) -> Any:  # noqa: ANN401
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        async def call(request: Any, context: Context) -> None:  # noqa: ANN401
             code = "OK"
             try:
-                async for response in behavior(request, context):
-                    yield response
+                with self._bound(method):
+                    await self._relay(behavior(request, context), context)
             except BaseException as error:
                 code = _code_of(error, context)
+                if isinstance(error, MeshError) and error.reason is ErrorReason.READER_TOO_SLOW:
+                    log.warning("stream ended: its reader is too slow", method=method, peer=context.peer())
+                    await _farewell(error, context)
                 await _fail(error, method, context)
                 raise
             finally:
                 self._metrics.observe(method, code, None)
 
         return call
+
+    async def _relay(self, responses: Any, context: Context) -> None:  # noqa: ANN401
+        """Holds one message at a time; a reader that takes none for too long is given up."""
+        async with aclosing(responses):
+            async for response in responses:
+                try:
+                    async with asyncio.timeout(self._patience_s):
+                        await context.write(response)
+                except TimeoutError:
+                    message = f"nothing could be written for {self._patience_s:g} s: the reader is too slow"
+                    raise Refused(ErrorReason.READER_TOO_SLOW, message, 0) from None
+
+    @contextmanager
+    def _bound(self, method: str) -> Iterator[None]:
+        """Counts a call that is not asked for by customers. Health and reflection are never refused."""
+        if not method.startswith(_OF_THE_MESH):
+            yield
+            return
+        bound = self._watched if method in _WATCHED else self._others
+        with bound:
+            yield
+
+
+async def _farewell(error: MeshError, context: Context) -> None:
+    """The status waits behind what the reader has not taken: it stays there, the call here does not wait for it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    raise asyncio.CancelledError
 
 
 def _writes_itself(handler: Handler) -> bool:

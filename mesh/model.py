@@ -86,3 +86,5 @@ class ErrorReason(IntEnum):
     SESSION_NOT_FOUND = 14
     SUBSTATION_NOT_FOUND = 15
     INTERNAL = 16
+    OVERLOADED = 17
+    READER_TOO_SLOW = 18

@@ -10,7 +10,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from mesh.interceptors import Calls
+from mesh.admission import Admission
+from mesh.interceptors import PATIENCE_S, Calls
 from mesh.metrics import GrpcServerMetrics
 from mesh.settings import StartupError
 
@@ -23,6 +24,10 @@ _LEAVING_S = 0.05
 _OPTIONS = (
     # Two servers on one port would share its calls silently.
     ("grpc.so_reuseport", 0),
+    # A client whose process stands still, or whose machine is gone, holds its streams no longer than 15 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # Clients ping quiet streams (mesh.channel): allow it.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -87,10 +92,12 @@ async def start_server(
     metrics: GrpcServerMetrics,
     services: Sequence[str],
     register: Callable[[grpc.aio.Server], None],
+    admission: Admission,
+    patience_s: float = PATIENCE_S,
 ) -> Server:
     """Starts a server with `services` (full names) that `register` adds. StartupError when the port is taken."""
     _check_free(host, port)
-    server = grpc.aio.server(interceptors=[Calls(metrics)], options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[Calls(metrics, admission, patience_s)], options=_OPTIONS)
     register(server)
     servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

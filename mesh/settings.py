@@ -50,6 +50,11 @@ class ServiceSettings:
     log_format: str = setting("json", "json for machines, text for a terminal", one_of("json", "text"))
     log_level: str = setting("info", "least severe level to log", one_of("debug", "info", "warning", "error"))
     grace_s: float = setting(5.0, "seconds that calls in flight have to finish after SIGTERM", within(0, 60))
+    max_calls: int = setting(
+        1_000,
+        "most calls in flight, and as many streams; beyond it they are refused. Raise it for more watchers than that",
+        within(1, 100_000),
+    )
 
 
 def load(cls: type[T], prefix: str, argv: Sequence[str], environ: Mapping[str, str]) -> T:

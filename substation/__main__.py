@@ -12,6 +12,7 @@ import grpc
 import structlog
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
+from mesh.admission import Admission
 from mesh.clock import Clock, SystemClock
 from mesh.metrics import GrpcServerMetrics, MetricsPage, new_registry
 from mesh.process import run
@@ -97,18 +98,22 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     registry = new_registry()
     slot = slots.claim(Path(settings.data), settings.id)
     metrics = SubstationMetrics(registry)
-    clock = SystemClock()
+    clock, admission = SystemClock(), Admission(settings.max_calls, rng)
     engine = open_engine(settings, slot.folder, clock, rng, metrics)
     metrics.show(lambda: engine.load, settings.time_scale, lambda: engine.shown.delivered_mj // 1000)
 
     def register(server: grpc.aio.Server) -> None:
-        charging_pb2_grpc.add_ChargingServiceServicer_to_server(Charging(engine, clock, rng, metrics), server)
+        charging_pb2_grpc.add_ChargingServiceServicer_to_server(
+            Charging(engine, clock, rng, metrics, admission), server
+        )
         reports_pb2_grpc.add_LoadReportServiceServicer_to_server(Reports(engine), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(Operations(engine, clock), server)
 
     page = MetricsPage(settings.host, settings.metrics_port, registry)
     engine.start()
-    server = await start_server(settings.host, settings.port, GrpcServerMetrics(registry), SERVICES, register)
+    server = await start_server(
+        settings.host, settings.port, GrpcServerMetrics(registry), SERVICES, register, admission
+    )
     log.info(
         "substation serves", port=server.port, metrics_port=page.port, sessions=engine.report().load.active_sessions
     )

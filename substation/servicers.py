@@ -19,6 +19,7 @@ from gridmesh.v1 import (
     reports_pb2_grpc,
 )
 from mesh import ids, requests
+from mesh.admission import Admission
 from mesh.batching import charge_all
 from mesh.charge import Key
 from mesh.clock import Clock, seconds
@@ -40,7 +41,10 @@ _ASK_A_BALANCER = "a substation knows only itself: ask a balancer"
 class Charging(charging_pb2_grpc.ChargingServiceServicer):
     """ChargingService, answered from this substation's ledger."""
 
-    def __init__(self, engine: Engine, clock: Clock, rng: Random, metrics: SubstationMetrics) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, rng: Random, metrics: SubstationMetrics, admission: Admission
+    ) -> None:
+        self._admission = admission
         self._engine = engine
         self._clock = clock
         self._rng = rng
@@ -79,7 +83,8 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
-        async with aclosing(charge_all(request, context.time_remaining(), self._charge_item)) as responses:
+        left_s = context.time_remaining()
+        async with aclosing(charge_all(request, left_s, self._charge_item, self._admission)) as responses:
             async for response in responses:
                 yield response
 

@@ -191,6 +191,28 @@ def test_without_budget_the_first_refusal_is_the_answer() -> None:
     assert failure(attempt.after(no_plug(), NOW)).reason is ErrorReason.NO_CHARGE_POINT
 
 
+def test_one_that_has_too_many_calls_already_is_passed_over_at_no_cost_and_is_not_ejected() -> None:
+    desk = two()
+    busy = errors.Refused(ErrorReason.OVERLOADED, "1000 calls are being served", 700)
+    for number in range(10):
+        while desk.budget.spend(NOW):
+            pass
+        attempt = attempt_of(desk, number)
+        attempt.begin(NOW)
+        assert attempt.after(Refused(busy, sent=False), NOW) == Ask("b:1", "b")
+        assert failure(attempt.after(Refused(busy, sent=False), NOW)).retry_after_ms == 700
+    assert reserved(desk) == 0
+    assert not desk.ejections.ejected("a:1")
+
+
+def test_when_one_is_overloaded_and_one_is_full_the_client_hears_of_what_passes_by_itself() -> None:
+    attempt = attempt_of(two())
+    attempt.begin(NOW)
+    attempt.after(Refused(errors.Refused(ErrorReason.OVERLOADED, "too many calls", 700)), NOW)
+    error = failure(attempt.after(no_plug(), NOW))
+    assert (error.reason, error.retry_after_ms) == (ErrorReason.OVERLOADED, 700)
+
+
 def test_refusals_for_want_of_plugs_never_eject_but_a_broken_ledger_does() -> None:
     for error, ejected in (
         (no_plug().error, False),

@@ -1,13 +1,15 @@
 """A batch: one late, bad or unlucky item holds back nobody."""
 
 import asyncio
+from random import Random
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from gridmesh.v1 import charging_pb2
+from mesh.admission import Admission
 from mesh.batching import MAX_ITEMS, charge_all
-from mesh.errors import InvalidRequest, MeshError, NotFound
+from mesh.errors import InvalidRequest, MeshError, NotFound, Refused
 from mesh.model import ErrorReason
 from mesh.status import from_status
 
@@ -40,11 +42,19 @@ def batch(**timeouts: Duration | None) -> charging_pb2.ChargeBatchRequest:
     )
 
 
+def open_to(calls: int = MAX_ITEMS) -> Admission:
+    return Admission(calls, Random(1))
+
+
 async def outcomes(
-    request: charging_pb2.ChargeBatchRequest, charges: Charges, left_s: float | None = None
+    request: charging_pb2.ChargeBatchRequest,
+    charges: Charges,
+    left_s: float | None = None,
+    admission: Admission | None = None,
 ) -> list[str | MeshError | None]:
     """By index: the session, or the error."""
-    found = [one async for response in charge_all(request, left_s, charges.charge) for one in response.outcomes]
+    responses = charge_all(request, left_s, charges.charge, admission or open_to())
+    found = [one async for response in responses for one in response.outcomes]
     return [
         one.response.session.session_id if one.HasField("response") else from_status(one.status)
         for one in sorted(found, key=lambda one: one.index)
@@ -81,13 +91,25 @@ async def test_a_defect_in_one_item_is_that_items_outcome() -> None:
 
 async def test_a_late_item_holds_back_nobody_and_ends_with_the_batch() -> None:
     late = asyncio.Event()
-    stream = charge_all(batch(a=None, b=None), None, Charges(a=late).charge)
+    stream = charge_all(batch(a=None, b=None), None, Charges(a=late).charge, open_to())
     first = await anext(stream)
     assert [one.index for one in first.outcomes] == [1]
     await stream.aclose()
     [item] = [task for task in asyncio.all_tasks() if task.get_name() == "item 0"]
     await asyncio.wait({item})
     assert item.cancelled()
+
+
+async def test_items_beyond_what_can_be_served_are_refused_and_the_others_charged() -> None:
+    late = asyncio.Event()
+    stream = charge_all(batch(a=None, b=None, c=None), None, Charges(a=late, b=late).charge, open_to(2))
+    [refused] = (await anext(stream)).outcomes
+    error = from_status(refused.status)
+    assert isinstance(error, Refused)
+    assert (refused.index, error.reason, error.definite) == (2, ErrorReason.OVERLOADED, True)
+    assert error.retry_after_ms is not None
+    late.set()
+    assert {one.index for response in [r async for r in stream] for one in response.outcomes} == {0, 1}
 
 
 async def test_a_batch_that_is_too_long_is_refused_as_a_whole() -> None:

@@ -162,13 +162,13 @@ class Substation:
 class Balancer:
     """Router and subscriptions over these substations."""
 
-    def __init__(self, *substations: Substation) -> None:
+    def __init__(self, *substations: Substation, max_calls: int = 1_000) -> None:
         self.clock, self.rng, self.changes = SystemClock(), Random(1), Changes()
         self.registry = CollectorRegistry()
         self.metrics = BalancerMetrics(self.registry)
         self.desk = Desk([one.address for one in substations], INTERVAL_MS, self.rng)
         self.registry.register(ViewCollector(self.desk.view, self.clock))
-        self.peers = Peers(one.address for one in substations)
+        self.peers = Peers((one.address for one in substations), self.rng, max_calls)
         self.router = Router(self.desk, self.peers, self.clock, self.rng, self.metrics)
         self.subscriptions = Subscriptions(self.peers, self._subscribe)
 
@@ -235,9 +235,9 @@ async def b() -> AsyncIterator[Substation]:
 
 
 @asynccontextmanager
-async def running(*substations: Substation) -> AsyncIterator[Balancer]:
+async def running(*substations: Substation, max_calls: int = 1_000) -> AsyncIterator[Balancer]:
     """A balancer that follows them."""
-    balancer = Balancer(*substations)
+    balancer = Balancer(*substations, max_calls=max_calls)
     balancer.subscriptions.start()
     await balancer.subscriptions.first_reports(5)
     yield balancer
@@ -262,6 +262,26 @@ async def test_a_reply_that_is_lost_after_the_commit_is_found_and_answered(
     assert not response.repeated
     assert b.charging.attempts == []
     await until(lambda: balancer.reserved() == 0)
+
+
+async def test_who_has_as_many_calls_as_it_may_have_is_not_sent_another(a: Substation, b: Substation) -> None:
+    async with running(a, b, max_calls=1) as balancer:
+        a.charging.delay.clear()
+        b.charging.delay.clear()
+        first = asyncio.create_task(balancer.charge(0))
+        await until(lambda: len(a.charging.attempts) == 1)
+        second = asyncio.create_task(balancer.charge(1))
+        await until(lambda: len(b.charging.attempts) == 1)
+        with pytest.raises(MeshError) as refused:
+            await balancer.charge(2)
+        assert refused.value.reason is ErrorReason.OVERLOADED
+        assert refused.value.definite
+        assert refused.value.retry_after_ms is not None
+        a.charging.delay.set()
+        b.charging.delay.set()
+        assert {(await first).placement.substation_id, (await second).placement.substation_id} == {"a", "b"}
+        await balancer.charge(2)
+        assert len(a.charging.attempts) + len(b.charging.attempts) == 3
 
 
 async def test_a_request_that_was_lost_is_fenced_before_another_is_asked(

@@ -18,6 +18,7 @@ from gateway.metrics import HttpMetrics
 from gateway.routes import Api
 from gateway.table import operations
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, operations_pb2, operations_pb2_grpc
+from mesh.admission import Admission, Bound
 from mesh.clock import SystemClock
 from mesh.metrics import GrpcServerMetrics
 from mesh.requests import key_of, parse_charge
@@ -183,7 +184,12 @@ def register(fake: FakeBalancer, onto: grpc.aio.Server) -> None:
 async def served(fake: FakeBalancer, port: int = 0) -> AsyncIterator[int]:
     """Serves the fake; its port."""
     started = await start_server(
-        "127.0.0.1", port, GrpcServerMetrics(CollectorRegistry()), (), lambda onto: register(fake, onto)
+        "127.0.0.1",
+        port,
+        GrpcServerMetrics(CollectorRegistry()),
+        (),
+        lambda onto: register(fake, onto),
+        Admission(1_000, Random(7)),
     )
     try:
         yield started.port
@@ -214,14 +220,18 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway_before(
-    port: int, fake: FakeBalancer, timeout_s: float = 5.0, heartbeat_s: float = 15.0
+    port: int, fake: FakeBalancer, timeout_s: float = 5.0, heartbeat_s: float = 15.0, most: int = 1_000
 ) -> AsyncIterator[Gateway]:
     """A gateway whose balancer is, or will be, at `port`."""
     listener = server.bind("127.0.0.1", 0)
     registry, stopping = CollectorRegistry(), asyncio.Event()
     balancers = Balancers([f"127.0.0.1:{port}"], timeout_s)
-    api = Api(balancers, SystemClock(), Random(7), stopping, heartbeat_s)
-    application = app.build(operations(api, "0.1.0"), HttpMetrics(registry))
+    admission, streams = Admission(most, Random(7)), Bound(most, "event streams")
+    large, metrics = Bound(1, "large bodies"), HttpMetrics(registry)
+    api = Api(
+        balancers, SystemClock(), Random(7), stopping, heartbeat_s, admission, streams, large, metrics.dropped.inc
+    )
+    application = app.build(operations(api, "0.1.0"), metrics)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))
     try:

@@ -193,6 +193,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 16
     """INTERNAL: a defect; the log has the details. What the call did before it is not known."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 17
+    """RESOURCE_EXHAUSTED: more calls than can be served in time. Nothing was done for this one; RetryInfo
+    says when those before it should have been served.
+    """
+    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 18
+    """RESOURCE_EXHAUSTED: this stream's client did not read for so long that the stream was ended. Each
+    message holds the whole state (or says where to resume): open it again.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The name in ErrorInfo.reason is the value's name without the prefix. Every reason but
@@ -232,6 +240,14 @@ ERROR_REASON_SUBSTATION_NOT_FOUND: ErrorReason.ValueType  # 15
 """NOT_FOUND."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 16
 """INTERNAL: a defect; the log has the details. What the call did before it is not known."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 17
+"""RESOURCE_EXHAUSTED: more calls than can be served in time. Nothing was done for this one; RetryInfo
+says when those before it should have been served.
+"""
+ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 18
+"""RESOURCE_EXHAUSTED: this stream's client did not read for so long that the stream was ended. Each
+message holds the whole state (or says where to resume): open it again.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
