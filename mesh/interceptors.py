@@ -82,7 +82,8 @@ class Calls(grpc.aio.ServerInterceptor):
                 if method not in _ASKED:
                     with self._bound(method):
                         return await behavior(request, context)
-                with self._admission.admitted(context.time_remaining()):
+                # By the wall clock: 0 may only say that it was set. grpc's core ends calls that are late by itself.
+                with self._admission.admitted(context.time_remaining() or None):
                     return await behavior(request, context)
             except BaseException as error:
                 code = _code_of(error, context)
