@@ -170,11 +170,15 @@ class Station:
         return self._take()
 
     def end_duplicate(self, session_id: str, survivor_id: str, survivor_attempt: str, now: int) -> list[Event]:
-        """Ends a session whose key has another one elsewhere. PreconditionFailed when its own attempt is higher."""
+        """Ends a session whose key has another one elsewhere. PreconditionFailed when it ranks above that one.
+
+        One attempt may have raised both, and two balancers may each have heard of one raise: the ids decide here
+        as they do in the balancers, or each session would be ended for the other.
+        """
         self._pass_to(now)
         session = self.session(session_id)
         if session.live:
-            if session.attempt_id > survivor_attempt:
+            if (session.attempt_id, session_id) >= (survivor_attempt, survivor_id):
                 raise PreconditionFailed(
                     ErrorReason.ATTEMPT_NEWER, f"{session_id} was answered to a later attempt than {survivor_id}"
                 )

@@ -163,6 +163,26 @@ def test_a_duplicate_ends_unless_its_own_attempt_is_later() -> None:
     assert rig.station.end_duplicate(session.session_id, "b.x", an_attempt(4), rig.now) == []
 
 
+@pytest.mark.parametrize("attempt", [4, 5])
+def test_two_sessions_are_never_both_ended_for_one_another(attempt: int) -> None:
+    """One attempt raised both, and each of two balancers heard of one raise only."""
+    one, other = Rig(a_config(substation_id="a")), Rig(a_config(substation_id="b"))
+    here, there = one.charge(a_charge(attempt=attempt)), other.charge(a_charge(attempt=5))
+    one.do(one.station.end_duplicate(here.session_id, there.session_id, an_attempt(5), one.now))
+    with pytest.raises(PreconditionFailed) as caught:
+        other.station.end_duplicate(there.session_id, here.session_id, an_attempt(5), other.now)
+    assert caught.value.reason is ErrorReason.ATTEMPT_NEWER
+    assert (here.live, there.live) == (False, True)
+
+
+def test_no_session_is_ended_for_itself() -> None:
+    rig = Rig()
+    session = rig.charge(a_charge())
+    with pytest.raises(PreconditionFailed):
+        rig.station.end_duplicate(session.session_id, session.session_id, session.attempt_id, rig.now)
+    assert session.live
+
+
 # --- a session's life
 
 
