@@ -18,7 +18,7 @@ from tests.faults.records import BALANCERS, NO_ROOM, Call, Log, Read
 
 # Told to come back later, a test comes back sooner.
 LONGEST_RETRY_S = 0.5
-PAUSE_S = 0.15
+TOLD_S = 30.0
 # Answers that no client should ever get here.
 _NEVER = frozenset({"INVALID_REQUEST", "KEY_REUSED", "INTERNAL", "SESSION_NOT_FOUND", "SUBSTATION_NOT_FOUND"})
 
@@ -69,6 +69,8 @@ class Clients:
         # Nobody new; who asks goes on asking.
         self._closing = asyncio.Event()
         self._gave_up = False
+        # Somebody was told of a session.
+        self._news = asyncio.Event()
 
     def new_key(self) -> str:
         return f"s{self._log.seed}-{next(self._numbers)}"
@@ -91,6 +93,17 @@ class Clients:
             self._open.discard(car.key)
         return ""
 
+    async def told(self, place: str, number: int) -> None:
+        """Returns in the moment in which so many have been told of a session there. AssertionError after 30 s."""
+        before = len(self._log.calls)
+        try:
+            async with asyncio.timeout(TOLD_S):
+                while sum(call.session_id.startswith(f"{place}.") for call in self._log.calls[before:]) < number:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise AssertionError(f"not within {TOLD_S:g} s: {number} are told of sessions at {place}") from None
+
     def _doors(self) -> list[str]:
         """The ways in, each next to one that leads elsewhere: the gateway asks the first balancer."""
         x, y = BALANCERS
@@ -108,6 +121,7 @@ class Clients:
         self._log.calls.append(call)
         if call.session_id:
             self._log.reads.append(Read(sent, heard, *session))
+            self._news.set()
         elif reason in _NEVER:
             self._log.wrong.append(f"{car.key} at {door} after {heard:.2f} s: {reason}")
         return call

@@ -1,9 +1,7 @@
 """How each kind of scene is played: which plugs are pulled, in which order, and who asks meanwhile."""
 
 import asyncio
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from random import Random
 from typing import Any, ClassVar
@@ -15,7 +13,8 @@ from tests.faults import plan
 from tests.faults.clients import Car, Clients
 from tests.faults.mesh import GATEWAY, Mesh
 from tests.faults.plan import Scene
-from tests.faults.records import BALANCERS, PLACES, Back, Fault, Limit, Log
+from tests.faults.plugs import Plugs
+from tests.faults.records import BALANCERS, PLACES, Limit, Log
 from tests.faults.timeline import OBEY_S
 from tests.faults.witness import Witness
 from tests.mesh_processes import eventually
@@ -29,18 +28,13 @@ _STALL_S = 0.15
 _LATER_S = 15.0
 
 
-class Scenes:
+class Scenes(Plugs):
     """Plays scenes. One at a time at each substation, and one at a time that kills or stops a balancer."""
 
     def __init__(
         self, mesh: Mesh, clients: Clients, witness: Witness, log: Log, clock: Callable[[], float], rng: Random
     ) -> None:
-        self._mesh = mesh
-        self._clients = clients
-        self._witness = witness
-        self._log = log
-        self._clock = clock
-        self._rng = rng
+        super().__init__(mesh, clients, witness, log, clock, rng)
         self._turns = {name: asyncio.Lock() for name in (*PLACES, "balancer")}
 
     async def play(self, scene: Scene) -> None:
@@ -49,57 +43,6 @@ class Scenes:
         turn = self._turns["balancer" if scene.kind in plan.AT_A_BALANCER else scene.substation]
         async with turn:
             await self._PLAYS[scene.kind](self, scene)
-
-    # --- what everything is made of --------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _fault(self, kind: str, part: str) -> AsyncIterator[None]:
-        """Something is wrong with a link or a disk while the block lasts."""
-        since = self._clock()
-        try:
-            yield
-        finally:
-            self._log.faults.append(Fault(kind, part, since, self._clock()))
-
-    async def _kill(self, name: str, for_s: float = 0.0, kind: str = "kill") -> None:
-        """kill -9, and after a while it starts again."""
-        since = self._clock()
-        self._mesh.kill(name)
-        await asyncio.sleep(for_s)
-        spawned = self._clock()
-        self._mesh.spawn(name)
-        await self._back(name, spawned)
-        self._log.faults.append(Fault(kind, name, since, self._clock(), spawned))
-
-    async def _back(self, name: str, spawned: float) -> None:
-        if name not in PLACES:
-            await self._mesh.ready(name)
-            return
-
-        async def shown() -> bool:
-            return await self._witness.look(name) is not None
-
-        waited_s = self._mesh.kept_waiting_s()
-        await eventually(shown, 30, f"{name} shows its sessions")
-        waited_s = self._mesh.kept_waiting_s() - waited_s + self._mesh.kept_waiting_s(name)
-        self._log.back.append(Back(name, self._clock() - spawned, waited_s))
-
-    async def _stop(self, name: str, for_s: float) -> None:
-        since = self._clock()
-        self._mesh.signal(name, signal.SIGSTOP)
-        await asyncio.sleep(for_s)
-        self._mesh.signal(name, signal.SIGCONT)
-        self._log.faults.append(Fault("stop", name, since, self._clock()))
-
-    def _cars(self, number: int, *allowed: str, balancer: str = "", energy_kwh: float = 500.0) -> list[Car]:
-        return [Car(self._clients.new_key(), 11.0, energy_kwh, allowed, balancer) for _ in range(number)]
-
-    def _ask(self, cars: list[Car], stays_s: float) -> None:
-        for car in cars:
-            self._clients.spawn(car, stays_s)
-
-    def _others(self, place: str) -> tuple[str, ...]:
-        return tuple(other for other in PLACES if other != place)
 
     # --- a reply or a request is lost ------------------------------------------------------------------
 
@@ -193,14 +136,8 @@ class Scenes:
     async def _killed_after_reply(self, scene: Scene) -> None:
         """kill -9 as soon as some have their reply, others are being written."""
         cars = self._cars(3 * BURST, scene.substation, energy_kwh=self._rng.choice((0.1, 500.0)))
-        before = len(self._log.calls)
         self._ask(cars, 3.0)
-
-        async def some_told() -> bool:
-            new = self._log.calls[before:]
-            return sum(call.session_id.startswith(f"{scene.substation}.") for call in new) >= 3
-
-        await eventually(some_told, 30, "some have their reply")
+        await self._clients.told(scene.substation, 3)
         await self._kill(scene.substation, scene.for_s)
 
     # --- disk, limits, clocks, leases --------------------------------------------------------------------

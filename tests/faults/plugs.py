@@ -1,0 +1,76 @@
+"""What can be done to a running mesh, each written down as a fault: the words that scenes are made of."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+
+from tests.faults.clients import Car, Clients
+from tests.faults.mesh import Mesh
+from tests.faults.records import PLACES, Back, Fault, Log
+from tests.faults.witness import Witness
+from tests.mesh_processes import eventually
+
+
+class Plugs:
+    """Kills, stops, and clients that ask meanwhile."""
+
+    def __init__(
+        self, mesh: Mesh, clients: Clients, witness: Witness, log: Log, clock: Callable[[], float], rng: Random
+    ) -> None:
+        self._mesh = mesh
+        self._clients = clients
+        self._witness = witness
+        self._log = log
+        self._clock = clock
+        self._rng = rng
+
+    @asynccontextmanager
+    async def _fault(self, kind: str, part: str) -> AsyncIterator[None]:
+        """Something is wrong with a link or a disk while the block lasts."""
+        since = self._clock()
+        try:
+            yield
+        finally:
+            self._log.faults.append(Fault(kind, part, since, self._clock()))
+
+    async def _kill(self, name: str, for_s: float = 0.0, kind: str = "kill") -> None:
+        """kill -9, and after a while it starts again."""
+        since = self._clock()
+        self._mesh.kill(name)
+        await asyncio.sleep(for_s)
+        spawned = self._clock()
+        self._mesh.spawn(name)
+        await self._back(name, spawned)
+        self._log.faults.append(Fault(kind, name, since, self._clock(), spawned))
+
+    async def _back(self, name: str, spawned: float) -> None:
+        if name not in PLACES:
+            await self._mesh.ready(name)
+            return
+
+        async def shown() -> bool:
+            return await self._witness.look(name) is not None
+
+        waited_s = self._mesh.kept_waiting_s()
+        await eventually(shown, 30, f"{name} shows its sessions")
+        waited_s = self._mesh.kept_waiting_s() - waited_s + self._mesh.kept_waiting_s(name)
+        self._log.back.append(Back(name, self._clock() - spawned, waited_s))
+
+    async def _stop(self, name: str, for_s: float) -> None:
+        since = self._clock()
+        self._mesh.signal(name, signal.SIGSTOP)
+        await asyncio.sleep(for_s)
+        self._mesh.signal(name, signal.SIGCONT)
+        self._log.faults.append(Fault("stop", name, since, self._clock()))
+
+    def _cars(self, number: int, *allowed: str, balancer: str = "", energy_kwh: float = 500.0) -> list[Car]:
+        return [Car(self._clients.new_key(), 11.0, energy_kwh, allowed, balancer) for _ in range(number)]
+
+    def _ask(self, cars: list[Car], stays_s: float) -> None:
+        for car in cars:
+            self._clients.spawn(car, stays_s)
+
+    def _others(self, place: str) -> tuple[str, ...]:
+        return tuple(other for other in PLACES if other != place)
