@@ -90,10 +90,11 @@ def _calls_by_key(log: Log) -> dict[str, list[Call]]:
 
 def _one_mind(log: Log, calls: list[Call]) -> bool:
     """One balancer heard all calls of a key and lived through them: it knows all there is to know."""
-    if not calls or len({call.balancer for call in calls}) > 1:
+    heard_of_it = {balancer for call in calls for balancer in call.balancers}
+    if len(heard_of_it) != 1:
         return False
     since, until = min(call.sent for call in calls), max(call.heard for call in calls)
-    died = [fault for fault in timeline.dead(log, calls[0].balancer) if fault.kind != "stop"]
+    died = [fault for fault in timeline.dead(log, heard_of_it.pop()) if fault.kind != "stop"]
     return not any(Span(fault.since, fault.until).overlaps(since, until) for fault in died)
 
 
@@ -157,7 +158,8 @@ def failed_for_a_balancer(log: Log, call: Call) -> bool:
     """Neither a session, nor no room, nor a doubt about a substation, which a balancer that lives tells of."""
     if call.session_id or call.reason in NO_ROOM:
         return False
-    died = any(Span(f.since, f.until).overlaps(call.sent, call.heard) for f in timeline.dead(log, call.balancer))
+    deaths = [death for balancer in call.balancers for death in timeline.dead(log, balancer)]
+    died = any(Span(death.since, death.until).overlaps(call.sent, call.heard) for death in deaths)
     return died or call.reason != "OUTCOME_UNKNOWN"
 
 
@@ -175,7 +177,7 @@ def killed_balancer_calls(log: Log) -> Iterable[tuple[str, list[Call]]]:
     for key, calls in _calls_by_key(log).items():
         calls.sort(key=lambda call: call.sent)
         since, until = calls[0].sent, calls[-1].heard
-        both = len({call.balancer for call in calls}) > 1
+        both = len({call.door for call in calls}) > 1
         if both and _count(kills, since, until) == 1 and not _count(others, since - TOGETHER_S, until):
             yield key, calls
 

@@ -21,13 +21,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy import parts
 from deploy.parts import LOOPBACK, Part, Station
 from gridmesh.v1 import operations_pb2, operations_pb2_grpc
-from tests.faults.records import BALANCERS, PLACES
+from tests.faults.records import BALANCERS, GATEWAY, PLACES
 from tests.faults.relay import Relay
 from tests.mesh_processes import CHANNEL_OPTIONS, ROOT, eventually, free_port
 
 READY_S = 30.0
 STOP_S = 10.0
-GATEWAY = "gateway"
 TIMEOUT_S = 3.0
 # Clocks of different processes may be so far apart (the contract says 2 s).
 SKEW_MS = 1_000
@@ -45,7 +44,7 @@ class ClockedPart(Part):
 
 
 class Mesh:
-    """Its parts by name: substations a, b, c; balancers x, y; gateway, which asks x."""
+    """Its parts by name: substations a, b, c; balancers x, y; gateway, which asks both."""
 
     def __init__(self, folder: Path, rng: Random, rated_kw: float, time_scale: int) -> None:
         self.folder = folder

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 
 from tests.faults.clients import Car, Clients
@@ -11,6 +11,9 @@ from tests.faults.mesh import Mesh
 from tests.faults.records import PLACES, Back, Fault, Log
 from tests.faults.witness import Witness
 from tests.mesh_processes import eventually
+
+# What a scene aims at has happened by then, or will not.
+LIKELY_S = 3.0
 
 
 class Plugs:
@@ -71,6 +74,26 @@ class Plugs:
     def _ask(self, cars: list[Car], stays_s: float) -> None:
         for car in cars:
             self._clients.spawn(car, stays_s)
+
+    async def _admitted(self, place: str, cars: list[Car]) -> None:
+        """Waits until one of these cars has a session there, for as long as that is likely."""
+        keys = {car.key for car in cars}
+
+        async def some() -> bool:
+            look = await self._witness.look(place)
+            return look is not None and any(seen.key in keys for seen in look.sessions)
+
+        with suppress(AssertionError):
+            await eventually(some, LIKELY_S)
+
+    async def _soon(self, condition: Callable[[], bool]) -> None:
+        """Waits until that holds, for as long as it is likely."""
+
+        async def holds() -> bool:
+            return condition()
+
+        with suppress(AssertionError):
+            await eventually(holds, LIKELY_S)
 
     def _others(self, place: str) -> tuple[str, ...]:
         return tuple(other for other in PLACES if other != place)

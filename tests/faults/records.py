@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 PLACES = ("a", "b", "c")
 BALANCERS = ("x", "y")
+GATEWAY = "gateway"
 # Refusals after which a car drives on: there is no room, and nobody is at fault.
 NO_ROOM = frozenset({"NO_CHARGE_POINT", "FLOOR_ABOVE_LIMIT", "TOO_MANY_WAITING"})
 
@@ -28,17 +29,20 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One try of one charge, through `balancer`. Either `session_id` or why there is none."""
+    """One try of one charge, at a balancer or at the gateway, which asks both: a session, or why there is none."""
 
     sent: float
     heard: float
     key: str
-    balancer: str
+    door: str
     session_id: str = ""
     # The reason of ErrorInfo; empty when the connection broke or nothing came in time.
     reason: str = ""
-    # The gateway, where it went through that.
-    door: str = ""
+
+    @property
+    def balancers(self) -> tuple[str, ...]:
+        """Those that may have heard of it."""
+        return BALANCERS if self.door == GATEWAY else (self.door,)
 
 
 @dataclass(frozen=True, slots=True)

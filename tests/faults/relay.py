@@ -174,6 +174,11 @@ class Relay:
             self._late[connection] = gate
             _reset(connection.client)
 
+    @property
+    def held_bytes(self) -> int:
+        """Of requests, those of detached clients included."""
+        return sum(len(chunk) for connection in self._connections for chunk in connection.up.held)
+
     def deliver(self) -> None:
         """What detached clients had sent arrives now."""
         for gate in self._late.values():

@@ -11,16 +11,21 @@ import grpc
 from gridmesh.v1 import load_pb2, operations_pb2, operations_pb2_grpc
 from tests.faults import plan
 from tests.faults.clients import Car, Clients
-from tests.faults.mesh import GATEWAY, Mesh
+from tests.faults.mesh import Mesh
 from tests.faults.plan import Scene
 from tests.faults.plugs import Plugs
-from tests.faults.records import BALANCERS, PLACES, Limit, Log
+from tests.faults.records import BALANCERS, GATEWAY, PLACES, Limit, Log
+from tests.faults.relay import Relay
 from tests.faults.timeline import OBEY_S
 from tests.faults.witness import Witness
 from tests.mesh_processes import eventually
 
-# What is sent has arrived by then, and its reply has not been read.
+# What arrived has been handled by then.
 ARRIVED_S = 0.3
+# One charge on the wire is larger; pings and acknowledgements are not.
+REQUEST_BYTES = 300
+# A late request is refused by its not_after if it is later than that.
+PATIENT_S = 8.0
 BURST = 8
 JUMP_MS = 5 * 60_000
 _STALL_S = 0.15
@@ -48,15 +53,21 @@ class Scenes(Plugs):
 
     async def _reply_lost(self, scene: Scene) -> None:
         """Admitted, and the balancer does not hear of it: nobody else may be asked."""
-        link = self._mesh.links[scene.balancer, scene.substation]
-        async with self._fault("reply lost", f"{scene.balancer}-{scene.substation}"):
+        link, cars = self._link(scene), self._cars(BURST, *self._two(scene), balancer=scene.balancer)
+        async with self._fault("reply lost", self._name(scene)):
             link.replies.shut()
-            self._ask(self._cars(BURST, *self._two(scene), balancer=scene.balancer), 4.0)
-            await asyncio.sleep(ARRIVED_S)
+            self._ask(cars, 4.0)
+            await self._admitted(scene.substation, cars)
             link.cut()
             await asyncio.sleep(0.1)
             link.mend()
             await self._heard_again(scene)
+
+    def _link(self, scene: Scene) -> Relay:
+        return self._mesh.links[scene.balancer, scene.substation]
+
+    def _name(self, scene: Scene) -> str:
+        return f"{scene.balancer}-{scene.substation}"
 
     def _two(self, scene: Scene) -> tuple[str, str]:
         """It, and one more that would do."""
@@ -70,16 +81,19 @@ class Scenes(Plugs):
 
     async def _request_late(self, scene: Scene) -> None:
         """The request arrives when its balancer has long asked somebody else: it must be fenced."""
-        link = self._mesh.links[scene.balancer, scene.substation]
-        async with self._fault("request late", f"{scene.balancer}-{scene.substation}"):
+        link, cars = self._link(scene), self._cars(BURST, *self._two(scene), balancer=scene.balancer)
+        async with self._fault("request late", self._name(scene)):
             link.requests.shut()
-            self._ask(self._cars(BURST, *self._two(scene), balancer=scene.balancer), 4.0)
-            await asyncio.sleep(ARRIVED_S)
+            asked = [asyncio.create_task(self._clients.charge(car, timeout_s=PATIENT_S)) for car in cars]
+            await self._soon(lambda: link.held_bytes >= REQUEST_BYTES)
             link.detach()
-            await asyncio.sleep(1.2)
+            sessions = await asyncio.gather(*asked)
             link.deliver()
-            await asyncio.sleep(0.5)
+            await self._soon(lambda: not link.held_bytes)
+            await asyncio.sleep(ARRIVED_S)
             link.forget()
+        for session_id in filter(None, sessions):
+            self._clients.leave(session_id, 2.0)
 
     async def _impatient(self, scene: Scene) -> None:
         """They hang up on one balancer at any moment of a call, and ask the other at once."""
@@ -101,12 +115,11 @@ class Scenes(Plugs):
                 link.cut()
             self._mesh.links[x, scene.substation].replies.shut()
             cars = self._cars(BURST // 2)
-            asked = [asyncio.create_task(self._clients.charge(Car(c.key, balancer=x), tries=1)) for c in cars]
-            await asyncio.sleep(ARRIVED_S)
+            asked = [asyncio.create_task(self._clients.charge(replace(c, balancer=x), tries=1)) for c in cars]
+            await self._admitted(scene.substation, cars)
             killed = asyncio.create_task(self._kill(x, 0.5))
             await asyncio.gather(*asked)
-            doubled = [self._clients.charge(Car(c.key, balancer=y), tries=5) for c in cars]
-            sessions = await asyncio.gather(*doubled)
+            sessions = await asyncio.gather(*(self._clients.charge(replace(c, balancer=y), tries=5) for c in cars))
             for link in self._mesh.links.values():
                 link.mend()
             await killed
@@ -115,21 +128,21 @@ class Scenes(Plugs):
 
     async def _killed_in_doubt(self, scene: Scene) -> None:
         """The balancer dies in doubt, and its clients ask the other one, which knows."""
-        link = self._mesh.links[scene.balancer, scene.substation]
-        async with self._fault("reply lost", f"{scene.balancer}-{scene.substation}"):
+        link, cars = self._link(scene), self._cars(BURST, *self._two(scene))
+        async with self._fault("reply lost", self._name(scene)):
             link.replies.shut()
-            self._ask(self._cars(BURST, *self._two(scene)), 4.0)
-            await asyncio.sleep(ARRIVED_S)
+            self._ask(cars, 4.0)
+            await self._admitted(scene.substation, cars)
             await self._kill(scene.balancer, scene.for_s, "kill")
             link.mend()
 
     async def _restarted_in_doubt(self, scene: Scene) -> None:
         """The substation dies and comes back while somebody is in doubt about it."""
-        link = self._mesh.links[scene.balancer, scene.substation]
-        async with self._fault("reply lost", f"{scene.balancer}-{scene.substation}"):
+        link, cars = self._link(scene), self._cars(BURST, *self._two(scene), balancer=scene.balancer)
+        async with self._fault("reply lost", self._name(scene)):
             link.replies.shut()
-            self._ask(self._cars(BURST, *self._two(scene), balancer=scene.balancer), 4.0)
-            await asyncio.sleep(self._rng.uniform(0.0, ARRIVED_S))
+            self._ask(cars, 4.0)
+            await self._admitted(scene.substation, cars)
             await self._kill(scene.substation)
             link.mend()
 
@@ -223,9 +236,9 @@ class Scenes(Plugs):
     async def _slow(self, scene: Scene) -> None:
         await self._at_link(scene, "slow", lambda link: link.slow(self._rng.uniform(0.02, 0.2)))
 
-    async def _at_link(self, scene: Scene, kind: str, do: Callable[[Any], None]) -> None:
-        link = self._mesh.links[scene.balancer, scene.substation]
-        async with self._fault(kind, f"{scene.balancer}-{scene.substation}"):
+    async def _at_link(self, scene: Scene, kind: str, do: Callable[[Relay], None]) -> None:
+        link = self._link(scene)
+        async with self._fault(kind, self._name(scene)):
             do(link)
             await asyncio.sleep(scene.for_s)
             link.mend()
