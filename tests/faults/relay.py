@@ -76,8 +76,11 @@ class _Way:
                     await self.news.wait()
                     continue
                 await self.gate.passed()
-                self.writer.write(self.held.popleft())
-                await self.writer.drain()
+                chunk = self.held.popleft()
+                # To a side that is gone nothing is written, and the other one is not told.
+                if not self.writer.is_closing():
+                    self.writer.write(chunk)
+                    await self.writer.drain()
         except OSError:
             pass
 
