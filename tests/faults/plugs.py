@@ -2,22 +2,28 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
+from typing import Any
 
+import grpc
+
+from gridmesh.v1 import load_pb2, operations_pb2, operations_pb2_grpc
 from tests.faults.clients import Car, Clients
 from tests.faults.mesh import Mesh
-from tests.faults.records import PLACES, Back, Fault, Log
+from tests.faults.records import BALANCERS, PLACES, Back, Fault, Limit, Log
 from tests.faults.witness import Witness
 from tests.mesh_processes import eventually
 
 # What a scene aims at has happened by then, or will not.
 LIKELY_S = 3.0
+# Longer than anything here is dead.
+CONFIRMED_S = 60.0
 
 
 class Plugs:
-    """Kills, stops, and clients that ask meanwhile."""
+    """Kills, stops, operators, and clients that ask meanwhile."""
 
     def __init__(
         self, mesh: Mesh, clients: Clients, witness: Witness, log: Log, clock: Callable[[], float], rng: Random
@@ -97,3 +103,38 @@ class Plugs:
 
     def _others(self, place: str) -> tuple[str, ...]:
         return tuple(other for other in PLACES if other != place)
+
+    # --- operators ---------------------------------------------------------------------------------------
+
+    async def _set_limit(self, place: str, source: str, limit_kw: float | None) -> None:
+        sent = self._clock()
+        await self._through_any(lambda stub: self._order(stub, place, source, limit_kw))
+        self._log.limits.append(Limit(sent, self._clock(), place, source, limit_kw))
+
+    async def _order(self, stub: Any, place: str, source: str, limit_kw: float | None) -> None:  # noqa: ANN401
+        named = load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{source}")
+        if limit_kw is None:
+            clear = operations_pb2.ClearLimitRequest(substation_id=place, source=named)
+            await stub.ClearLimit(clear, timeout=1)
+            return
+        limit = operations_pb2.Limit(source=named, limit_kw=limit_kw)
+        await stub.SetLimit(operations_pb2.SetLimitRequest(substation_id=place, limit=limit), timeout=1)
+
+    async def _drain(self, place: str, drained: bool) -> None:
+        if drained:
+            drain = operations_pb2.DrainRequest(substation_id=place)
+            await self._through_any(lambda stub: stub.Drain(drain, timeout=1))
+        else:
+            undrain = operations_pb2.UndrainRequest(substation_id=place)
+            await self._through_any(lambda stub: stub.Undrain(undrain, timeout=1))
+
+    async def _through_any(self, do: Callable[[Any], Awaitable[object]]) -> None:
+        """Through whichever balancer can, until it is confirmed."""
+
+        async def done() -> bool:
+            with suppress(grpc.aio.AioRpcError):
+                await do(operations_pb2_grpc.OperationsServiceStub(self._mesh.channel(self._rng.choice(BALANCERS))))
+                return True
+            return False
+
+        await eventually(done, CONFIRMED_S, "an operator's order is confirmed")

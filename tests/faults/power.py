@@ -53,7 +53,7 @@ def _within(spans: list[Span], at: float) -> bool:
 def leases(log: Log) -> Iterator[Violation]:
     """While a substation is dead its cars draw for a lease at most: their registers say what they drew.
 
-    Between the last look before and the first after, all sessions together cannot have taken more than the limit
+    Between a look before and one after, all sessions together cannot have taken more than the limit
     allows in the time it was alive and a lease.
     """
     final = {session.session_id: session.delivered_kwh for session in log.kept}
@@ -78,7 +78,8 @@ def _telling(fault: Fault) -> bool:
 def _around(log: Log, fault: Fault) -> tuple[Look | None, Look | None]:
     looks = [look for look in log.looks if look.substation == fault.part]
     before = [look for look in looks if look.heard <= fault.since]
-    after = [look for look in looks if look.sent >= fault.until]
+    # Not the first one: it may show what the last commit before knew.
+    after = [look for look in looks if look.sent >= fault.until + _SHOWN_S]
     return max(before, key=lambda k: k.heard, default=None), min(after, key=lambda k: k.sent, default=None)
 
 

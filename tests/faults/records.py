@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 PLACES = ("a", "b", "c")
 BALANCERS = ("x", "y")
 GATEWAY = "gateway"
+# Cars at each substation that charge for the whole run: together they want more than it has.
+RESIDENTS = 10
 # Refusals after which a car drives on: there is no room, and nobody is at fault.
 NO_ROOM = frozenset({"NO_CHARGE_POINT", "FLOOR_ABOVE_LIMIT", "TOO_MANY_WAITING"})
 

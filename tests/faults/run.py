@@ -9,13 +9,11 @@ from mesh.clock import seconds
 from tests.faults.clients import Car, Clients
 from tests.faults.mesh import Mesh
 from tests.faults.plan import QUIET_S, Round
-from tests.faults.records import PLACES, Log, Span
+from tests.faults.records import PLACES, RESIDENTS, Log, Span
 from tests.faults.scenes import Scenes
 from tests.faults.witness import Witness
 
 RATED_KW, TIME_SCALE = 100.0, 60
-# At each substation, for the whole run: together they want more than it has.
-RESIDENTS = 10
 FINISH_S = 15.0
 
 

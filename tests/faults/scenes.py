@@ -1,20 +1,18 @@
 """How each kind of scene is played: which plugs are pulled, in which order, and who asks meanwhile."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from random import Random
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import grpc
-
-from gridmesh.v1 import load_pb2, operations_pb2, operations_pb2_grpc
 from tests.faults import plan
 from tests.faults.clients import Car, Clients
 from tests.faults.mesh import Mesh
 from tests.faults.plan import Scene
-from tests.faults.plugs import Plugs
-from tests.faults.records import BALANCERS, GATEWAY, PLACES, Limit, Log
+from tests.faults.plugs import LIKELY_S, Plugs
+from tests.faults.records import BALANCERS, GATEWAY, PLACES, RESIDENTS, Log
 from tests.faults.relay import Relay
 from tests.faults.timeline import OBEY_S
 from tests.faults.witness import Witness
@@ -167,31 +165,10 @@ class Scenes(Plugs):
         """By far less than what is committed, also to nothing, then back."""
         source = self._rng.choice(("SO", "EMS"))
         async with self._fault("limit cut", scene.substation):
-            await self._set_limit(scene, source, self._log.rated_kw * self._rng.choice((0.0, 0.3, 0.5)))
+            await self._set_limit(scene.substation, source, self._log.rated_kw * self._rng.choice((0.0, 0.3, 0.5)))
             # Longer than cars may take to obey, else nobody would notice that they do not.
             await asyncio.sleep(OBEY_S + scene.for_s)
-            await self._set_limit(scene, source, None)
-
-    async def _set_limit(self, scene: Scene, source: str, limit_kw: float | None) -> None:
-        """Through whichever balancer can, until it is confirmed."""
-        sent = self._clock()
-        while True:
-            stub: Any = operations_pb2_grpc.OperationsServiceStub(self._mesh.channel(self._rng.choice(BALANCERS)))
-            try:
-                await self._order(stub, scene.substation, source, limit_kw)
-                break
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(0.2)
-        self._log.limits.append(Limit(sent, self._clock(), scene.substation, source, limit_kw))
-
-    async def _order(self, stub: Any, place: str, source: str, limit_kw: float | None) -> None:  # noqa: ANN401
-        named = load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{source}")
-        if limit_kw is None:
-            clear = operations_pb2.ClearLimitRequest(substation_id=place, source=named)
-            await stub.ClearLimit(clear, timeout=1)
-            return
-        limit = operations_pb2.Limit(source=named, limit_kw=limit_kw)
-        await stub.SetLimit(operations_pb2.SetLimitRequest(substation_id=place, limit=limit), timeout=1)
+            await self._set_limit(scene.substation, source, None)
 
     async def _crowd(self, scene: Scene) -> None:
         """Many come at once to where all power is taken: others are lowered first."""
@@ -209,6 +186,28 @@ class Scenes(Plugs):
         await asyncio.sleep(scene.for_s)
         clock.write_text(str(right))
         await self._kill(scene.substation, kind="clock")
+
+    async def _stopped_long(self, scene: Scene) -> None:
+        async with self._only_residents(scene):
+            await self._stop(scene.substation, scene.for_s)
+
+    async def _dead_long(self, scene: Scene) -> None:
+        async with self._only_residents(scene):
+            await self._kill(scene.substation, scene.for_s)
+
+    @asynccontextmanager
+    async def _only_residents(self, scene: Scene) -> AsyncIterator[None]:
+        """Nearly all power is theirs: what others leave undrawn would hide what cars draw without a lease."""
+
+        async def alone() -> bool:
+            look = await self._witness.look(scene.substation)
+            return look is not None and len(look.sessions) <= RESIDENTS + 1
+
+        await self._drain(scene.substation, True)
+        with suppress(AssertionError):
+            await eventually(alone, 2 * LIKELY_S)
+        yield
+        await self._drain(scene.substation, False)
 
     async def _stopped(self, scene: Scene) -> None:
         await self._stop(scene.substation, scene.for_s)
@@ -254,8 +253,8 @@ class Scenes(Plugs):
         plan.DISK_FULL: _disk_full,
         plan.LIMIT_CUT: _limit_cut,
         plan.CROWD: _crowd,
-        plan.STOPPED_LONG: _stopped,
-        plan.DEAD_LONG: _dead,
+        plan.STOPPED_LONG: _stopped_long,
+        plan.DEAD_LONG: _dead_long,
         plan.CLOCK: _clock_jumps,
         plan.KILL_SUBSTATION: _dead,
         plan.STOP_SUBSTATION: _stopped,

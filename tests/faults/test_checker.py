@@ -181,13 +181,14 @@ def test_a_substation_that_died_of_a_cut_has_the_time_of_a_lease_to_tell_its_car
     assert kinds(log) == {findings.OVER}
 
 
-@pytest.mark.parametrize(("drew_kwh", "found"), [(18.0, set()), (22.0, {findings.LEASE})])
+@pytest.mark.parametrize(("drew_kwh", "found"), [(20.0, set()), (24.0, {findings.LEASE})])
 def test_cars_of_a_dead_substation_draw_for_a_lease_and_no_longer(drew_kwh: float, found: set[str]) -> None:
-    """100 kW at 60x are 1.67 kWh a second: 13 s would be 21.7."""
+    """100 kW at 60x are 1.67 kWh a second: 13 s without a lease, and 1.9 s with one, would be 24.8."""
     log = good()
     log.kept = [replace(KEPT, delivered_kwh=50.0)]
     log.faults = [Fault("stop", "a", 10.0, 23.0)]
-    log.looks = [a_look(9.8, Seen(A1, "k", 100, 100, 2.0)), a_look(23.1, Seen(A1, "k", 100, 100, 2.0 + drew_kwh))]
+    before, first = a_look(9.8, Seen(A1, "k", 100, 100, 2.0)), a_look(23.1, Seen(A1, "k", 100, 100, 2.0))
+    log.looks = [before, first, a_look(24.6, Seen(A1, "k", 100, 100, 2.0 + drew_kwh))]
     assert kinds(log) == found
 
 
