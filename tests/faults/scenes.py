@@ -154,10 +154,16 @@ class Scenes(Plugs):
     # --- disk, limits, clocks, leases --------------------------------------------------------------------
 
     async def _disk_full(self, scene: Scene) -> None:
-        """What cannot be written must not be acknowledged."""
+        """What cannot be written must not be acknowledged.
+
+        It stands still for a moment, so that requests are there before it finds out.
+        """
         async with self._fault("disk full", scene.substation):
+            stopped = asyncio.create_task(self._stop(scene.substation, ARRIVED_S))
+            await asyncio.sleep(0)
             self._mesh.let_files_grow(scene.substation, False)
             self._ask(self._cars(BURST, scene.substation), 3.0)
+            await stopped
             await asyncio.sleep(scene.for_s)
             self._mesh.let_files_grow(scene.substation, True)
 
