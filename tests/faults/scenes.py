@@ -113,7 +113,7 @@ class Scenes(Plugs):
                 link.cut()
             self._mesh.links[x, scene.substation].replies.shut()
             cars = self._cars(BURST // 2)
-            asked = [asyncio.create_task(self._clients.charge(replace(c, balancer=x), tries=1)) for c in cars]
+            asked = [asyncio.create_task(self._clients.charge(replace(c, balancer=x), tries=6)) for c in cars]
             await self._admitted(scene.substation, cars)
             killed = asyncio.create_task(self._kill(x, 0.5))
             await asyncio.gather(*asked)
