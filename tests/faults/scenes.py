@@ -184,13 +184,12 @@ class Scenes(Plugs):
 
     async def _clock_jumps(self, scene: Scene) -> None:
         """While it runs, which it does not notice; then it starts with that clock, and again with the right one."""
-        clock = self._mesh.clock(scene.substation)
-        right = int(clock.read_text())
-        clock.write_text(str(right + self._rng.choice((-JUMP_MS, JUMP_MS))))
+        right = self._mesh.clock_ms(scene.substation)
+        self._mesh.set_clock(scene.substation, right + self._rng.choice((-JUMP_MS, JUMP_MS)))
         await asyncio.sleep(scene.for_s)
         await self._kill(scene.substation, kind="clock")
         await asyncio.sleep(scene.for_s)
-        clock.write_text(str(right))
+        self._mesh.set_clock(scene.substation, right)
         await self._kill(scene.substation, kind="clock")
 
     async def _stopped_long(self, scene: Scene) -> None:
