@@ -64,6 +64,7 @@ class SimulatedPlant:
         return self._cars.readings()
 
     def read(self) -> list[Reading]:
+        self._wake()
         return self._cars.readings()
 
     def plug_in(self, plugged: Plugged) -> None:
