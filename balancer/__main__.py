@@ -8,6 +8,8 @@ import structlog
 
 from balancer.changes import Changes
 from balancer.desk import Desk
+from balancer.discovery import name_of
+from balancer.lookups import Lookups, resolve
 from balancer.metrics import BalancerMetrics, ViewCollector
 from balancer.peers import Peer, Peers
 from balancer.router import Router
@@ -33,9 +35,11 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     clock, rng, registry, changes = SystemClock(), Random(), new_registry(), Changes()  # noqa: S311 - no secrets here
     metrics = BalancerMetrics(registry)
     page = MetricsPage(settings.host, settings.metrics_port, registry)
-    desk = Desk(settings.substations, settings.report_interval_ms, rng)
+    fixed = [target for target in settings.substations if name_of(target) is None]
+    names = [name for target in settings.substations if (name := name_of(target)) is not None]
+    desk = Desk(fixed, settings.report_interval_ms, rng)
     registry.register(ViewCollector(desk.view, clock))
-    peers = Peers(settings.substations, rng, settings.max_calls)
+    peers = Peers(fixed, rng, settings.max_calls)
     admission = Admission(settings.max_calls, rng)
     router = Router(desk, peers, clock, rng, metrics)
 
@@ -52,11 +56,13 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
 
     subscriptions = Subscriptions(peers, subscribe)
     subscriptions.start()
+    lookups = Lookups(names, resolve, desk, peers, subscriptions, clock, metrics)
+    await lookups.look()
     await subscriptions.first_reports(FIRST_REPORTS_S)
     server = await start_server(
         settings.host, settings.port, GrpcServerMetrics(registry), SERVICES, register, admission
     )
-    forgetting = asyncio.create_task(router.forget_old())
+    tasks = [asyncio.create_task(work) for work in (router.forget_old(), lookups.run())]
     log.info("serving", port=server.port, metrics_port=page.port, substations=list(settings.substations))
 
     await stopping.wait()
@@ -65,7 +71,8 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     changes.close()
     await server.stop(settings.grace_s)
     await router.stop(settings.grace_s)
-    forgetting.cancel()
+    for task in tasks:
+        task.cancel()
     await subscriptions.stop()
     await peers.close()
     page.close()

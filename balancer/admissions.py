@@ -6,7 +6,7 @@ forgotten while it is under way; one with entries that could not be read only ad
 noted too: they may be ahead of the stream.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mesh.charge import Key
@@ -79,6 +79,15 @@ class AdmissionIndex:
         """(epoch, sequence) to resume from, or None: a snapshot is needed."""
         known = self._substations.get(substation_id)
         return known.position if known else None
+
+    def knows(self, substation_id: str) -> bool:
+        """Whether that substation was ever heard of."""
+        return substation_id in self._substations
+
+    def with_live_sessions(self, but: Container[str]) -> list[str]:
+        """Other substations than those, which had live sessions when they were last heard of."""
+        others = [(i, known.entries.values()) for i, known in self._substations.items() if i not in but]
+        return [i for i, entries in others if any(entry.live for entry in entries)]
 
     def begin(self, substation_id: str) -> None:
         """A new stream begins: what came of a snapshot that was cut off is worth nothing."""

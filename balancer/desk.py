@@ -93,6 +93,20 @@ class Desk:
         # Addresses whose report stream is up: what is sent now goes to the life that it tells of.
         self._connected: set[str] = set()
 
+    def add(self, address: str) -> None:
+        """Substations are looked for at one address more."""
+        self.view.add(address)
+
+    def removable(self, address: str, now: int) -> bool:
+        """Whether nothing is lost by forgetting it: nobody reports from there, and no doubt can be settled there."""
+        return self.view.idle(address, now) and not any(doubt.address == address for doubt in self.doubts.values())
+
+    def remove(self, address: str) -> None:
+        """Forgets an address that is `removable`. What is known of its substation's sessions stays in the index."""
+        self.view.remove(address)
+        self.ejections.forget(address)
+        self._connected.discard(address)
+
     def reported(self, address: str, load: Load, now: int) -> Received:
         """A report came in over its stream, which is therefore up."""
         before = self.view[address].load

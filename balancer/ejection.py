@@ -120,6 +120,13 @@ class Ejections:
             self.version += 1
             self._look_ms = 0
 
+    def forget(self, address: str) -> None:
+        """Nobody is there any more."""
+        self._records.pop(address, None)
+        self.out.discard(address)
+        self._due, self._look_ms = [], 0
+        self.version += 1
+
     def restarted(self, address: str, now: int) -> None:
         """It reports from a new life: its probe may come at once."""
         record = self._records.get(address)

@@ -1,7 +1,7 @@
 """What a balancer measures. Each metric is declared here, once.
 
 The label `substation` is the substation's id, and its address until it has reported; both come from
-the settings and the substations themselves, so their number is bounded.
+the settings, DNS and the substations themselves, so their number is bounded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,6 +37,14 @@ class BalancerMetrics:
             ("result",),
             registry=registry,
         )
+        self.lookups = Counter(
+            "balancer_lookups",
+            "Lookups of the names of substations, by how they ended.",
+            ("result",),
+            registry=registry,
+        )
+        for result in ("resolved", "failed"):
+            self.lookups.labels(result)
         self.duplicates = Counter(
             "balancer_duplicates", "Sessions ended because their request had another one.", registry=registry
         )

@@ -1,6 +1,7 @@
 """The substations as this process reaches them: one long-lived channel each, with its stubs."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from random import Random
 
 import grpc
@@ -22,12 +23,23 @@ class Peer:
         self.address = address
         # Charges that it has from here: what it cannot answer in time is not sent.
         self.admission = admission
+        # Calls under way; whoever makes one says so with `in_use`, as closing the channel would cancel it.
+        self.calls = 0
         self.channel = open_channel(address)
         self.charging: charging_pb2_grpc.ChargingServiceAsyncStub = charging_pb2_grpc.ChargingServiceStub(self.channel)
         self.reports: reports_pb2_grpc.LoadReportServiceAsyncStub = reports_pb2_grpc.LoadReportServiceStub(self.channel)
         self.operations: operations_pb2_grpc.OperationsServiceAsyncStub = operations_pb2_grpc.OperationsServiceStub(
             self.channel
         )
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a call is made, or will be."""
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
 
     def ready(self) -> bool:
         """Whether a call made now leaves at once. If not, nothing is sent and the channel is asked to connect."""
@@ -44,16 +56,29 @@ class Peer:
 
 
 class Peers:
-    """All of them, by address."""
+    """All of them, by address; they come and go."""
 
     def __init__(self, addresses: Iterable[str], rng: Random, max_calls: int = 1_000) -> None:
-        self._by_address = {address: Peer(address, Admission(max_calls, rng)) for address in addresses}
+        self._rng = rng
+        self._max_calls = max_calls
+        self._by_address: dict[str, Peer] = {}
+        for address in addresses:
+            self.add(address)
 
     def __getitem__(self, address: str) -> Peer:
         return self._by_address[address]
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._by_address.values())
+
+    def add(self, address: str) -> Peer:
+        """One more."""
+        peer = self._by_address[address] = Peer(address, Admission(self._max_calls, self._rng))
+        return peer
+
+    def remove(self, address: str) -> Peer:
+        """The caller closes its channel."""
+        return self._by_address.pop(address)
 
     async def close(self) -> None:
         for peer in self._by_address.values():

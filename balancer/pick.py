@@ -95,7 +95,8 @@ class Picker:
         self._ejections = ejections
         self._rng = rng
         self._lag_ms = lag_ms
-        # In an order of its own, so that what lies side by side for others does not here.
+        # All of them, and in an order of its own, so that what lies side by side for others does not here.
+        self._everyone = view.substations
         self._order = rng.sample(view.substations, len(view))
         # Those that are fresh and not ejected: as of that time and these versions (they only grow, so their sum tells),
         # and until when they surely are.
@@ -140,6 +141,9 @@ class Picker:
         """Finds out who is fresh; of many not at once, because that takes long. Returns whether it did."""
         if len(self._order) > FULL_SCAN and now - self._built_ms < REBUILD_MS:
             return False
+        if self._everyone is not self._view.substations:
+            self._everyone = self._view.substations
+            self._order = self._rng.sample(self._everyone, len(self._everyone))
         since, out = self._view.fresh_since(now), self._ejections.out
         reported = [k for k in self._order if k.received_ms is not None and k.received_ms >= since]
         self._fresh = [known for known in reported if known.address not in out] if out else reported

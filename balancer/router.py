@@ -156,10 +156,11 @@ class Router:
         self, step: Step, request: charging_pb2.ChargeRequest, deadline_ms: int, metadata: tuple[tuple[str, str], ...]
     ) -> Outcome:
         match step:
-            case Ask(pause_ms=pause_ms):
-                if pause_ms:
-                    await asyncio.sleep(pause_ms / 1000)
-                return await self._ask(step, request, deadline_ms, metadata)
+            case Ask(address=address, pause_ms=pause_ms):
+                with self._peers[address].in_use():
+                    if pause_ms:
+                        await asyncio.sleep(pause_ms / 1000)
+                    return await self._ask(step, request, deadline_ms, metadata)
             case Resolve(doubt):
                 return await self._resolve(doubt, deadline_ms)
         raise AssertionError(step)
@@ -262,7 +263,8 @@ class Router:
             owner=doubt.key.owner, request_id=doubt.key.request_id, attempt_id=doubt.attempt_id
         )
         try:
-            response = await peer.reports.ResolveCharge(request, timeout=_RESOLVE_TIMEOUT_S)
+            with peer.in_use():
+                response = await peer.reports.ResolveCharge(request, timeout=_RESOLVE_TIMEOUT_S)
             return _resolved(response, doubt)
         except grpc.aio.AioRpcError as error:
             why = f"{error.code().name} {error.details()}"
@@ -292,7 +294,7 @@ class Router:
 
     async def _ask_to_end(self, duplicate: Duplicate, news: News) -> bool:
         address = self._desk.view.address_of(duplicate.substation_id)
-        if address is None or not self._peers[address].ready():
+        if address is None or not (peer := self._peers[address]).ready():
             return False
         request = reports_pb2.EndDuplicateRequest(
             session_id=duplicate.session_id,
@@ -306,7 +308,8 @@ class Router:
             survivor=duplicate.survivor_session_id,
         )
         try:
-            await self._peers[address].reports.EndDuplicate(request, timeout=_RESOLVE_TIMEOUT_S)
+            with peer.in_use():
+                await peer.reports.EndDuplicate(request, timeout=_RESOLVE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             if news.is_new((error.code(), error.details())):
                 line.info("duplicate not ended", code=error.code().name, details=error.details())

@@ -15,7 +15,7 @@ import structlog
 from balancer import wire
 from balancer.changes import Changes
 from balancer.desk import Desk
-from balancer.peers import Peer, Peers
+from balancer.peers import RETRY_MS, Peer, Peers
 from balancer.router import Router
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
 from mesh.admission import Admission
@@ -25,7 +25,7 @@ from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.ids import substation_of
 from mesh.interceptors import Context
 from mesh.latest import Latest
-from mesh.model import ErrorReason, ReportState
+from mesh.model import ErrorReason
 
 log = structlog.get_logger()
 
@@ -74,8 +74,11 @@ class Forwarder:
         address = self._desk.view.address_of(substation_id)
         if address is not None:
             return self._peers[address], substation_id
-        now = self._clock.now_ms()
-        if any(self._desk.view.state(known, now) is ReportState.NEVER_REPORTED for known in self._desk.view):
+        if self._desk.index.knows(substation_id):
+            # It was there and may hold live sessions: that it is not found now says nothing of them.
+            why = f"substation {substation_id} cannot be reached: no address is known any more"
+            raise Unavailable(ErrorReason.SUBSTATION_UNREACHABLE, why, RETRY_MS)
+        if not len(self._desk.view) or self._desk.view.unheard():
             raise Unavailable(ErrorReason.NO_SUBSTATION, f"{message}, but not every substation has reported yet", 1_000)
         raise NotFound(reason, message)
 
@@ -86,7 +89,8 @@ class Forwarder:
         if not peer.ready():
             raise peer.unreachable(substation_id, "not connected")
         try:
-            return await rpc(request, timeout=timeout_s)
+            with peer.in_use():
+                return await rpc(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise peer.error_of(error, substation_id) from None
 
@@ -146,8 +150,9 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         self._changes.on_close(call.cancel)
         latest = Latest(call)
         try:
-            while (response := await latest.read()) is not grpc.aio.EOF:
-                yield response
+            with peer.in_use():
+                while (response := await latest.read()) is not grpc.aio.EOF:
+                    yield response
         except grpc.aio.AioRpcError as error:
             raise peer.error_of(error, substation_id) from None
         except asyncio.CancelledError:
@@ -166,6 +171,8 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         token = PageToken.read(request.page_token)
         if request.substation_id:
             self._forward.for_substation(request.substation_id)
+        if not len(self._desk.view):
+            raise Unavailable(ErrorReason.NO_SUBSTATION, "no substation is known yet", RETRY_MS)
         page = charging_pb2.ListSessionsResponse()
         for substation_id, inner in self._to_list(request, token):
             if len(page.sessions) >= size:
@@ -176,8 +183,13 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
                 page.next_page_token = PageToken(substation_id, following).text()
                 return page
         if not request.substation_id:
-            page.unreachable_substation_ids.extend(k.address for k in self._desk.view if k.load is None)
+            page.unreachable_substation_ids.extend(self._unheard())
         return page
+
+    def _unheard(self) -> list[str]:
+        """Addresses where nobody knows who is there, and substations with live sessions of which nobody knows where."""
+        found = {known.substation_id for known in self._desk.view}
+        return self._desk.view.unheard() + self._desk.index.with_live_sessions(but=found)
 
     def _to_list(self, request: charging_pb2.ListSessionsRequest, token: "PageToken") -> list[tuple[str, str]]:
         """(substation, its page token) still to be read, in order of substation id."""
@@ -198,8 +210,8 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         asked.CopyFrom(request)
         asked.substation_id = ""
         asked.page_size, asked.page_token = size - len(page.sessions), inner
-        peer, _ = self._forward.for_substation(substation_id)
         try:
+            peer, _ = self._forward.for_substation(substation_id)
             part = await self._forward.unary(peer.charging.ListSessions, asked, peer, substation_id, _PAGE_TIMEOUT_S)
         except Unavailable:
             page.unreachable_substation_ids.append(substation_id)

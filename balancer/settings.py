@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from balancer.discovery import name_of
 from mesh.settings import ServiceSettings, StartupError, address, setting, within
 
 
@@ -11,7 +12,11 @@ class BalancerSettings(ServiceSettings):
 
     port: int = setting(50051, "gRPC port", within(0, 65535))
     metrics_port: int = setting(9102, "port of /metrics", within(0, 65535))
-    substations: tuple[str, ...] = setting((), "substations to balance over, host:port separated by commas", address)
+    substations: tuple[str, ...] = setting(
+        (),
+        "substations to balance over, separated by commas: host:port, or dns:host:port for every address of that name",
+        lambda target: address(name_of(target) or target),
+    )
     report_interval_ms: int = setting(
         1_000, "longest silence asked of a substation in ms; it is stale after three of them", within(100, 60_000)
     )
@@ -19,6 +24,6 @@ class BalancerSettings(ServiceSettings):
 
     def __post_init__(self) -> None:
         if not self.substations:
-            raise StartupError("BALANCER_SUBSTATIONS must name at least one substation as host:port")
+            raise StartupError("BALANCER_SUBSTATIONS must name at least one substation as host:port or dns:host:port")
         if len(set(self.substations)) < len(self.substations):
             raise StartupError("BALANCER_SUBSTATIONS names a substation twice")

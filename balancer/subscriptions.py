@@ -200,7 +200,8 @@ class Subscription:
         result = self._desk.reported(self._peer.address, load, now)
         self._journal.look(now, SILENT)
         self._counts[result].inc()
-        self.reported.set()
+        # A substation that is followed at another address is not followed here.
+        (self.reported.clear if self._desk.view[self._peer.address].load is None else self.reported.set)()
         self._on_change()
         return True
 
@@ -292,23 +293,39 @@ class Watchdog:
 
 
 class Subscriptions:
-    """Those of all substations."""
+    """Those of all substations, by address."""
 
     def __init__(self, peers: Peers, make: Callable[[Peer], Subscription]) -> None:
-        self._subscriptions = [make(peer) for peer in peers]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._peers = peers
+        self._make = make
+        self._subscriptions: dict[str, Subscription] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(subscription.run()) for subscription in self._subscriptions]
+        for peer in self._peers:
+            self.open(peer)
+
+    def open(self, peer: Peer) -> None:
+        """Follows one more."""
+        subscription = self._subscriptions[peer.address] = self._make(peer)
+        self._tasks[peer.address] = asyncio.create_task(subscription.run())
+
+    async def close(self, address: str) -> None:
+        """Follows that one no longer."""
+        del self._subscriptions[address]
+        task = self._tasks.pop(address)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     async def first_reports(self, timeout_s: float) -> None:
         """Waits for one report of each, but no longer than that."""
-        waits = [asyncio.create_task(subscription.reported.wait()) for subscription in self._subscriptions]
-        await asyncio.wait(waits, timeout=timeout_s)
+        waits = [asyncio.create_task(one.reported.wait()) for one in self._subscriptions.values()]
+        if waits:
+            await asyncio.wait(waits, timeout=timeout_s)
         for wait in waits:
             wait.cancel()
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)

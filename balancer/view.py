@@ -16,7 +16,7 @@ Times are wall milliseconds, power is whole watts.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import add
@@ -145,6 +145,14 @@ class Known:
             self.slack_mj = (self.load.ahead + self.reserved).slack_mj(self.limit_w)
         return lost_mj(need, self.slack_mj, self.limit_w)
 
+    def vacate(self) -> None:
+        """The substation that reported from here does so no longer; its reservations are not here either."""
+        self.substation_id, self.load, self.received_ms = "", None, None
+        self.reserved_w, self.reserved = 0, NOTHING
+        self.reservations.clear()
+        self.held.clear()
+        self.admits_w, self.time_scale, self.slack_mj, self.caught_up = -1, None, None, None
+
     def add_up(self) -> None:
         """After the report or the reservations changed."""
         load = self.load
@@ -163,14 +171,17 @@ class Known:
 
 
 class LoadView:
-    """The substations in the order in which they were given. `interval_ms` is the longest silence asked for."""
+    """The substations in the order in which they came. `interval_ms` is the longest silence asked for."""
 
     def __init__(self, addresses: Iterable[str], interval_ms: int) -> None:
         self._fresh_ms = FRESH_INTERVALS * interval_ms
         self._gone_ms = GONE_INTERVALS * interval_ms
+        # Replaced whole: a scrape reads it from a thread of its own.
         self.substations = [Known(address) for address in addresses]
         self._by_address = {known.address: known for known in self.substations}
         self._addresses: dict[str, str] = {}
+        # Addresses that names lead to no longer: who falls silent there is gone at once.
+        self.absent: Container[str] = ()
         # Changes whenever more substations may be fresh than before.
         self.version = 0
         # Admissions that reports show and that are not from here: what other balancers place.
@@ -190,6 +201,28 @@ class LoadView:
     def __len__(self) -> int:
         return len(self.substations)
 
+    def add(self, address: str) -> None:
+        """One more, of which nothing is known yet."""
+        known = self._by_address[address] = Known(address)
+        self.substations = [*self.substations, known]
+        self.version += 1
+
+    def remove(self, address: str) -> None:
+        """Forgets it. To be asked only where `idle` is true."""
+        self._vacate(self._by_address.pop(address))
+        self.substations = [known for known in self.substations if known.address != address]
+        self.version += 1
+
+    def idle(self, address: str, now: int) -> bool:
+        """Whether nobody reports from there and no placement there is in flight or in doubt."""
+        known = self._by_address[address]
+        silent = self.state(known, now) in {ReportState.NEVER_REPORTED, ReportState.GONE}
+        return silent and all(reservation.epoch is not None for reservation in known.reservations.values())
+
+    def unheard(self) -> list[str]:
+        """Addresses where a substation may be of which nothing is known yet."""
+        return [k.address for k in self.substations if k.load is None and k.address not in self.absent]
+
     def address_of(self, substation_id: str) -> str | None:
         """Where that substation last reported from, or None when it never did."""
         return self._addresses.get(substation_id)
@@ -201,7 +234,7 @@ class LoadView:
         age = now - known.received_ms
         if age <= self._fresh_ms:
             return ReportState.FRESH
-        return ReportState.STALE if age <= self._gone_ms else ReportState.GONE
+        return ReportState.STALE if age <= self._gone_ms and known.address not in self.absent else ReportState.GONE
 
     def fresh_since(self, now: int) -> int:
         """What reported then or later is fresh."""
@@ -215,7 +248,7 @@ class LoadView:
     def report(self, address: str, load: Load, now: int) -> Received:
         """Takes a report, pushed or carried by a reply."""
         known = self._by_address[address]
-        verdict = _judge(known, load)
+        verdict = self._judge_elsewhere(known, load, now) or _judge(known, load)
         if verdict is Received.ACCEPTED:
             if self.state(known, now) is not ReportState.FRESH:
                 self.version += 1
@@ -223,6 +256,18 @@ class LoadView:
             self._take(known, load, now)
         self._flush(known, now)
         return verdict
+
+    def _judge_elsewhere(self, known: Known, load: Load, now: int) -> Received | None:
+        """One life of a substation is at one address; None where nothing speaks against its being at this one."""
+        address = self._addresses.get(load.substation_id, known.address)
+        if address == known.address:
+            return None
+        other = self._by_address[address]
+        if other.load is None or other.load.epoch < load.epoch:
+            return None
+        if other.load.epoch > load.epoch:
+            return Received.STALE
+        return Received.DUPLICATE if self.state(other, now) is ReportState.FRESH else None
 
     def tick(self, now: int) -> None:
         """Applies what was held back long enough. To be called before the view is read to decide."""
@@ -243,14 +288,32 @@ class LoadView:
 
     def _moved(self, known: Known, load: Load) -> None:
         """Another substation answers at this address: what is known of sessions there is not about it."""
+        left = self._addresses.get(load.substation_id)
         self._addresses[load.substation_id] = known.address
-        if known.substation_id == load.substation_id:
-            return  # it is back where it was
-        if known.load is not None and self._addresses.get(known.substation_id) == known.address:
-            del self._addresses[known.substation_id]
-        for reservation in [r for r in known.reservations.values() if r.epoch is not None]:
-            _drop(known, reservation)
+        if known.substation_id != load.substation_id:
+            if known.load is not None and self._addresses.get(known.substation_id) == known.address:
+                del self._addresses[known.substation_id]
+            for reservation in [r for r in known.reservations.values() if r.epoch is not None]:
+                _drop(known, reservation)
+        if left is not None and left != known.address:
+            self._take_over(self._by_address[left], known)
         self.version += 1
+
+    def _take_over(self, left: Known, known: Known) -> None:
+        """It is the substation that was there: what was placed with it stays so, and nobody is there now."""
+        reservations = list(left.reservations.values())
+        self._vacate(left)
+        for reservation in reservations:
+            reservation.address = known.address
+            _add(known, reservation)
+
+    def _vacate(self, known: Known) -> None:
+        if self._addresses.get(known.substation_id) == known.address:
+            del self._addresses[known.substation_id]
+        if known.load is not None:
+            self._count_time_scales(-1, known.time_scale)
+        self._holding.discard(known)
+        known.vacate()
 
     def reserve(self, address: str, key: Key, demand_w: int, now: int, need: Need | None = None) -> Reservation:
         """Counts a placement from now on. One key has at most one reservation at an address."""
@@ -259,11 +322,7 @@ class LoadView:
             raise ValueError(f"{key} is reserved at {address} already")
         self._flush(known, now)
         reservation = Reservation(address, key, demand_w, NOTHING if need is None else need.outlook())
-        known.reservations[key] = reservation
-        known.reserved_w += demand_w
-        if need is not None:
-            known.reserved += reservation.ahead
-        known.add_up()
+        _add(known, reservation)
         return reservation
 
     def release(self, reservation: Reservation) -> None:
@@ -273,8 +332,12 @@ class LoadView:
     def replied(self, reservation: Reservation, load: Load, now: int) -> Received:
         """Ends a reservation with its reply, whose load contains the session."""
         reservation.epoch, reservation.sequence = load.epoch, load.sequence
-        verdict = self.report(reservation.address, load, now)
-        self._settle(self._by_address[reservation.address], now)
+        # The one that answers may have moved since it was asked, and its address may be another's.
+        address = self._addresses.get(load.substation_id, reservation.address)
+        verdict = self.report(address, load, now)
+        if reservation.address != address:
+            _drop(self._by_address[reservation.address], reservation)
+        self._settle(self._by_address[address], now)
         return verdict
 
     def admitted(self, address: str, epoch: int, shown: Iterable[tuple[Key, int]]) -> None:
@@ -311,11 +374,16 @@ class LoadView:
         scale = known.time_scale
         known.add_up()
         if before is None or known.time_scale != scale:
-            self._time_scales.update([known.time_scale])
             if before is not None:
-                self._time_scales -= Counter([scale])
-            self.time_scale = known.time_scale if len(self._time_scales) == 1 else None
+                self._count_time_scales(-1, scale)
+            self._count_time_scales(+1, known.time_scale)
         self._settle(known, now, counted=same_life)
+
+    def _count_time_scales(self, count: int, scale: float | None) -> None:
+        self._time_scales[scale] += count
+        if not self._time_scales[scale]:
+            del self._time_scales[scale]
+        self.time_scale = next(iter(self._time_scales)) if len(self._time_scales) == 1 else None
 
     def _settle(self, known: Known, now: int, *, counted: bool = True) -> None:
         """Drops the reservations that the report in use contains. `counted`: as admissions, with those of others."""
@@ -365,6 +433,14 @@ def _is_ahead(known: Known, load: Load) -> bool:
         return False
     epoch, sequence = known.caught_up
     return load.epoch == epoch and load.admission_sequence > sequence
+
+
+def _add(known: Known, reservation: Reservation) -> None:
+    known.reservations[reservation.key] = reservation
+    known.reserved_w += reservation.demand_w
+    if reservation.ahead is not NOTHING:
+        known.reserved += reservation.ahead
+    known.add_up()
 
 
 def _drop(known: Known, reservation: Reservation) -> None:

@@ -13,6 +13,8 @@ _OPTIONS = (
     # This is how long one attempt may take: over a slow link, more than a moment.
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A name is resolved anew as soon as that: what is started anew may be at another address.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # The mesh decides itself what may be repeated; grpc's transparent retries stay.
     ("grpc.enable_retries", 0),
     # Proxies from the environment are not for calls inside the mesh.
@@ -21,5 +23,5 @@ _OPTIONS = (
 
 
 def open_channel(target: str) -> grpc.aio.Channel:
-    """A channel to host:port. It connects when first used and reconnects by itself."""
+    """A channel to host:port, of a name to one of its addresses. It connects when first used, and again by itself."""
     return grpc.aio.insecure_channel(target, options=_OPTIONS)

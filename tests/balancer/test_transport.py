@@ -392,7 +392,7 @@ async def test_an_address_that_is_no_substation_is_given_up(balancer: Balancer) 
     other = Balancer(stranger)
     other.subscriptions.start()
     await until(lambda: stranger.reports.streams == 1)
-    await until(lambda: all(task.done() for task in other.subscriptions._tasks))
+    await until(lambda: all(task.done() for task in other.subscriptions._tasks.values()))
     assert other.state(stranger) is ReportState.NEVER_REPORTED
     await other.subscriptions.stop()
     await other.peers.close()

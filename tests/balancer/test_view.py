@@ -95,8 +95,8 @@ def test_two_substations_can_change_places() -> None:
     view = LoadView(["a:1", "b:1"], INTERVAL)
     view.report("a:1", load("a"), NOW)
     view.report("b:1", load("b"), NOW)
-    view.report("a:1", load("b", generated_at_ms=NOW + 1), NOW + 1)
-    view.report("b:1", load("a", generated_at_ms=NOW + 1), NOW + 1)
+    view.report("a:1", load("b", epoch=NOW + 1, generated_at_ms=NOW + 1), NOW + 1)
+    view.report("b:1", load("a", epoch=NOW + 1, generated_at_ms=NOW + 1), NOW + 1)
     assert (view.address_of("a"), view.address_of("b")) == ("b:1", "a:1")
 
 
@@ -310,6 +310,68 @@ def test_the_version_changes_when_one_is_fresh_again_and_with_nothing_else() -> 
     view.report("a:1", load(sequence=3), NOW + 3 + 4 * INTERVAL)
     versions.append(view.version)
     assert [version - versions[0] for version in versions] == [0, 0, 1], "it was stale"
+
+
+def test_what_was_placed_with_a_substation_that_moved_is_counted_where_it_is() -> None:
+    view = LoadView(["a:1", "a:2"], INTERVAL)
+    view.report("a:1", load(epoch=NOW), NOW)
+    answered, in_doubt = (view.reserve("a:1", key(number), 11_000, NOW) for number in range(2))
+    view.replied(answered, load(epoch=NOW, sequence=2), NOW)
+    assert view["a:1"].reserved_w == in_doubt.demand_w
+
+    view.report("a:2", load(epoch=NOW + 9, generated_at_ms=NOW + 9), NOW + 9)
+    assert view.state(view["a:1"], NOW + 9) is ReportState.NEVER_REPORTED, "nobody is there now"
+    assert [known.substation_id for known in view if known.load is not None] == ["a"], "it is there once"
+    assert [known.reserved_w for known in view] == [0, 11_000]
+    view.release(in_doubt)
+    assert [known.reserved_w for known in view] == [0, 0]
+
+
+def test_a_doubt_that_is_settled_after_a_move_brings_nobody_back_to_the_old_address() -> None:
+    view = LoadView(["a:1", "a:2"], INTERVAL)
+    view.report("a:1", load(epoch=NOW), NOW)
+    in_doubt = view.reserve("a:1", key(), 11_000, NOW)
+    # Another one is where it was, and only then it is heard of again.
+    view.report("a:1", load("b", epoch=NOW + 1, generated_at_ms=NOW + 1), NOW + 1)
+    view.report("a:2", load(epoch=NOW + 2, generated_at_ms=NOW + 2), NOW + 2)
+    view.replied(in_doubt, load(epoch=NOW + 2, sequence=2, generated_at_ms=NOW + 3), NOW + 3)
+    assert (view.address_of("a"), view.address_of("b")) == ("a:2", "a:1")
+    assert [known.reserved_w for known in view] == [0, 0]
+
+
+def test_one_life_of_a_substation_is_at_one_address() -> None:
+    view = LoadView(["a:1", "a:2"], INTERVAL)
+    view.report("a:1", load(epoch=NOW), NOW)
+    assert view.report("a:2", load(epoch=NOW, sequence=2), NOW) is Received.DUPLICATE, "as with IPv4 and IPv6"
+    assert view.report("a:2", load(epoch=NOW - 1, sequence=9), NOW) is Received.STALE, "an older life, still heard"
+    silent = NOW + 3 * INTERVAL + 1
+    assert view.report("a:2", load(epoch=NOW, sequence=2), silent) is Received.ACCEPTED
+    assert view.address_of("a") == "a:2"
+
+
+def test_addresses_come_and_go() -> None:
+    view = view_of_one()
+    view.add("b:1")
+    assert view.unheard() == ["b:1"]
+    view.report("b:1", load("b", time_scale=60.0, ahead=NOTHING), NOW)
+    assert (view.address_of("b"), view.time_scale, view.unheard()) == ("b:1", None, [])
+    assert not view.idle("b:1", NOW), "it reports"
+    silent = NOW + 10 * INTERVAL + 1
+    reservation = view.reserve("b:1", key(), 11_000, NOW)
+    assert not view.idle("b:1", silent), "whether it has a session is not known"
+    view.release(reservation)
+    assert view.idle("b:1", silent)
+    view.remove("b:1")
+    assert (view.address_of("b"), [known.address for known in view]) == (None, ["a:1"])
+
+
+def test_who_falls_silent_where_no_name_leads_any_more_is_gone_at_once() -> None:
+    view = LoadView(["a:1", "b:1"], INTERVAL)
+    view.absent = {"a:1"}
+    for name in ("a", "b"):
+        view.report(f"{name}:1", load(name), NOW)
+    states = [[view.state(known, NOW + after) for known in view] for after in (3 * INTERVAL, 3 * INTERVAL + 1)]
+    assert states == [[ReportState.FRESH] * 2, [ReportState.GONE, ReportState.STALE]]
 
 
 def test_a_substation_that_moved_is_found_where_it_is_also_when_it_comes_back() -> None:
