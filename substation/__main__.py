@@ -23,7 +23,7 @@ from substation import damage, slots
 from substation.cars import SimulatedCars
 from substation.damage import DamagedError
 from substation.engine import Engine, find_cars
-from substation.ledger import Ledger, LedgerError
+from substation.ledger import LEDGER, Ledger, LedgerError
 from substation.metrics import SubstationMetrics
 from substation.plant import SimulatedPlant
 from substation.servicers import SERVICES, Charging, Operations, Reports
@@ -32,7 +32,6 @@ from substation.station import Station, StationConfig
 
 log = structlog.get_logger()
 
-LEDGER = "ledger.db"
 LEDGER_HEALTH = "ledger"
 
 
@@ -96,8 +95,10 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     """Runs until `stopping`."""
     rng = SystemRandom()
     registry = new_registry()
-    slot = slots.claim(Path(settings.data), settings.id)
+    data = Path(settings.data)
+    slot = slots.claim(data, settings.id)
     metrics = SubstationMetrics(registry)
+    metrics.show_orphans(lambda: slots.orphans(data, slot.folder))
     clock, admission = SystemClock(), Admission(settings.max_calls, rng)
     engine = open_engine(settings, slot.folder, clock, rng, metrics)
     metrics.show(lambda: engine.load, settings.time_scale, lambda: engine.shown.delivered_mj // 1000)

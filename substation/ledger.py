@@ -9,9 +9,10 @@ The file does not grow without bound: freed pages are used again, so it is as la
 history that is kept.
 """
 
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from substation.keys import REMEMBER_MS
 from substation.sessions import Session
 from substation.station import Memory
 
+LEDGER = "ledger.db"
 # Sessions whose keys are forgotten are kept for so long, and for so many bytes, whichever is less.
 HISTORY_MS = 30 * 24 * 3_600_000
 HISTORY_BYTES = 64_000_000
@@ -37,6 +39,18 @@ DELETE FROM history WHERE ended_by_ms <= ? OR rowid IN (
     ) WHERE bytes > ?
 )
 """
+
+
+def live_sessions(path: Path) -> float:
+    """How many sessions live in a ledger that nobody has open, which is not changed. sqlite3.Error.
+
+    Infinite where a damaged one was set aside and nothing is in its place.
+    """
+    if not path.exists():
+        return math.inf if damage.files(path) else 0
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        (count,) = db.execute("SELECT count(*) FROM sessions WHERE ended_ms IS NULL").fetchone()
+        return int(count)
 
 
 class LedgerError(Exception):

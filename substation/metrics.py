@@ -59,6 +59,26 @@ class SubstationMetrics:
         """
         self._registry.register(_Gauges(load, time_scale, delivered_j))
 
+    def show_orphans(self, look: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        """Adds the sessions that nobody owns by slot, looked for at scrape time, in the thread that serves the page."""
+        self._registry.register(_Orphans(look))
+
+
+class _Orphans(Collector):
+    def __init__(self, look: Callable[[], Iterable[tuple[str, float]]]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "substation_orphaned_sessions",
+            "Live sessions in another slot of the data folder that no substation owns; 0 while one does, "
+            "+Inf where its ledger cannot be read.",
+            labels=["slot"],
+        )
+        for slot, sessions in self._look():
+            family.add_metric([slot], sessions)
+        yield family
+
 
 class _Gauges(Collector):
     def __init__(self, load: Callable[[], Load], time_scale: int, delivered_j: Callable[[], int]) -> None:

@@ -33,6 +33,7 @@ OF_EVERY_SUBSTATION = {
     "substation_ledger_commit_seconds_count",
     "substation_ledger_damaged",
     "substation_not_accepting",
+    "substation_orphaned_sessions",
 }
 OF_THE_BALANCER = {
     "balancer_picks_total",
@@ -43,6 +44,7 @@ OF_THE_BALANCER = {
     "balancer_reserved_watts",
     "balancer_tries_total",
     "balancer_duplicates_total",
+    "balancer_lookups_total",
 }
 OF_EVERY_GRPC_SERVER = {"grpc_server_handled_total", "grpc_server_handling_seconds_count"}
 OF_THE_GATEWAY = {"http_requests_total", "http_request_duration_seconds_count"}
