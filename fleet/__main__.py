@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +41,8 @@ def _day(text: str) -> date:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fleet", description=__doc__)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--url", default="http://localhost:8080", help="the gateway (default: %(default)s)")
+    url = os.environ.get("FLEET_URL", "http://localhost:8080")
+    shared.add_argument("--url", default=url, help="the gateway (FLEET_URL; default: %(default)s)")
     shared.add_argument("--connections", type=_number(1, 10_000, int), default=64, help="at most (default: 64)")
     commands = parser.add_subparsers(dest="command", required=True)
     rush = commands.add_parser("rush-hour", parents=[shared], help="equal cars within a few seconds")
