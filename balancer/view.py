@@ -305,7 +305,8 @@ class LoadView:
         self._vacate(left)
         for reservation in reservations:
             reservation.address = known.address
-            _add(known, reservation)
+            if reservation.key not in known.reservations:
+                _add(known, reservation)
 
     def _vacate(self, known: Known) -> None:
         if self._addresses.get(known.substation_id) == known.address:

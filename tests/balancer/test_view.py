@@ -384,3 +384,34 @@ def test_a_substation_that_moved_is_found_where_it_is_also_when_it_comes_back() 
     view.admitted("a:1", NOW + 3, [(key(), 7)])
     view.report("a:1", load(epoch=NOW + 3, sequence=2, generated_at_ms=NOW + 4), NOW + 4)
     assert view["a:1"].reserved_w == reservation.demand_w, "the report does not contain it yet"
+
+
+@given(st.lists(st.tuples(st.sampled_from("rrpax-"), st.sampled_from("abc"), st.integers(0, 3)), max_size=40))
+def test_wherever_substations_turn_up_each_is_there_once_and_every_reservation_is_somewhere(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    """Reports, placements and their ends, addresses that come and go: in any order, from three substations at four."""
+    view, open_ones = LoadView(["0:1"], INTERVAL), []
+    for at, (step, name, place) in enumerate(steps):
+        now, address = NOW + at, f"{place}:1"
+        here = address in {known.address for known in view}
+        if step == "r" and here:
+            view.report(address, load(name, epoch=now, generated_at_ms=now), now)
+        elif step == "p" and here:
+            open_ones.append(view.reserve(address, key(at), 11_000, now))
+        elif step == "a" and not here:
+            view.add(address)
+        elif step == "x" and here and view.idle(address, now + 10 * INTERVAL + 1):
+            view.remove(address)
+        elif step == "-" and open_ones and place % 2:
+            view.release(open_ones.pop())
+        elif step == "-" and open_ones:
+            view.replied(open_ones.pop(), load(name, epoch=now, sequence=9, generated_at_ms=now), now)
+        reported = [known for known in view if known.load is not None]
+        assert {k.substation_id: k.address for k in reported} == {
+            k.substation_id: k.address for k in reversed(reported)
+        }
+        assert all(view.address_of(known.substation_id) == known.address for known in reported)
+        assert all(k.reserved_w == sum(r.demand_w for r in k.reservations.values()) for k in view)
+        assert all(r.address == known.address for known in view for r in known.reservations.values())
+        assert {r.key for r in open_ones} <= {key for known in view for key in known.reservations}
