@@ -10,7 +10,7 @@ from balancer.changes import Changes
 from balancer.desk import Desk
 from balancer.discovery import name_of
 from balancer.lookups import Lookups, resolve
-from balancer.metrics import BalancerMetrics, ViewCollector
+from balancer.metrics import BalancerMetrics, DeskCollector
 from balancer.peers import Peer, Peers
 from balancer.router import Router
 from balancer.servicers import ChargingServicer, Forwarder, OperationsServicer
@@ -38,7 +38,7 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     fixed = [target for target in settings.substations if name_of(target) is None]
     names = [name for target in settings.substations if (name := name_of(target)) is not None]
     desk = Desk(fixed, settings.report_interval_ms, rng)
-    registry.register(ViewCollector(desk.view, clock))
+    registry.register(DeskCollector(desk, clock))
     peers = Peers(fixed, rng, settings.max_calls)
     admission = Admission(settings.max_calls, rng)
     router = Router(desk, peers, clock, rng, metrics)

@@ -7,7 +7,7 @@ refusal for want of power or plugs is an answer, not a failure.
 Times are wall milliseconds.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 CONSECUTIVE_FAILURES = 7
@@ -48,6 +48,8 @@ class Ejections:
         # The addresses of those that are left out, until a probe has succeeded; the version changes with them.
         self.out: set[str] = set()
         self.version = 0
+        # How often each was left out, since the start.
+        self.times: Counter[str] = Counter()
         # Those that may be probed, and when to find out anew: with many out that takes long.
         self._due: list[str] = []
         self._look_ms = 0
@@ -117,6 +119,7 @@ class Ejections:
         if record.failures_in_a_row >= CONSECUTIVE_FAILURES or _fails_often(record):
             _eject(record, now)
             self.out.add(address)
+            self.times[address] += 1
             self.version += 1
             self._look_ms = 0
 

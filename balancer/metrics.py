@@ -5,14 +5,17 @@ the settings, DNS and the substations themselves, so their number is bounded.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from balancer.view import Known, LoadView
+from balancer.attempt import Outcome
+from balancer.desk import Desk
+from balancer.view import Known
 from mesh.clock import Clock
-from mesh.model import ReportState
+from mesh.model import ErrorReason, ReportState
 
 # A pick takes microseconds; what takes a millisecond is worth seeing.
 _PICK_BUCKETS = (0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005)
@@ -45,33 +48,51 @@ class BalancerMetrics:
         )
         for result in ("resolved", "failed"):
             self.lookups.labels(result)
+        self.refusals = Counter(
+            "balancer_refusals", "Charges answered with an error, by its reason.", ("reason",), registry=registry
+        )
         self.duplicates = Counter(
             "balancer_duplicates", "Sessions ended because their request had another one.", registry=registry
         )
+        # From the start: the first of its kind is an increase only where a zero was seen before it.
+        for reason in ErrorReason:
+            self.refusals.labels(reason.name)
+        for outcome in get_args(Outcome):
+            self.tried(outcome)
+
+    def tried(self, outcome: type[Outcome], times: int = 0) -> None:
+        """Counts a try by what became of it; the label is the outcome's name."""
+        self.tries.labels(outcome.__name__.lower()).inc(times)
 
 
-class ViewCollector(Collector):
-    """The load view at the moment of the scrape."""
+class DeskCollector(Collector):
+    """What the balancer knows at the moment of the scrape."""
 
-    def __init__(self, view: LoadView, clock: Clock) -> None:
-        self._view = view
+    def __init__(self, desk: Desk, clock: Clock) -> None:
+        self._desk = desk
         self._clock = clock
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
         return _families()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        state, age, reserved = _families()
-        now = self._clock.now_ms()
-        for known in self._view:
+    def collect(self) -> Iterator[Metric]:
+        state, age, reserved, ejected, ejections, doubts = _families()
+        view, now = self._desk.view, self._clock.now_ms()
+        for known in view:
             label = known.substation_id or known.address
-            _add_state(state, label, self._view.state(known, now))
+            _add_state(state, label, view.state(known, now))
             _add_age(age, label, known, now)
             reserved.add_metric((label,), known.reserved_w)
-        yield from (state, age, reserved)
+            ejected.add_metric((label,), self._desk.ejections.ejected(known.address))
+            ejections.add_metric((label,), self._desk.ejections.times[known.address])
+        doubts.add_metric((), len(self._desk.doubts))
+        yield from (state, age, reserved, ejected, ejections, doubts)
 
 
-def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+_Gauge = GaugeMetricFamily
+
+
+def _families() -> tuple[_Gauge, _Gauge, _Gauge, _Gauge, CounterMetricFamily, _Gauge]:
     return (
         GaugeMetricFamily(
             "balancer_substation_state",
@@ -87,6 +108,19 @@ def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily
             "balancer_reserved_watts",
             "Demand placed by this balancer that the last report does not contain.",
             labels=("substation",),
+        ),
+        GaugeMetricFamily(
+            "balancer_ejected",
+            "1 while the substation is left out because calls to it failed, else 0.",
+            labels=("substation",),
+        ),
+        CounterMetricFamily(
+            "balancer_ejections",
+            "Times that the substation was left out because calls to it failed.",
+            labels=("substation",),
+        ),
+        GaugeMetricFamily(
+            "balancer_open_doubts", "Charges of which it is not known whether they were admitted.", labels=()
         ),
     )
 

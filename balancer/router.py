@@ -71,6 +71,15 @@ class Router:
         self, request: charging_pb2.ChargeRequest, timeout_s: float, traceparent: str = ""
     ) -> charging_pb2.ChargeResponse:
         """Admits one session within that time, or raises a MeshError."""
+        try:
+            return await self._charge(request, timeout_s, traceparent)
+        except MeshError as error:
+            self._metrics.refusals.labels(error.reason.name).inc()
+            raise
+
+    async def _charge(
+        self, request: charging_pb2.ChargeRequest, timeout_s: float, traceparent: str
+    ) -> charging_pb2.ChargeResponse:
         arrived_ms, timeout_ms = self._clock.now_ms(), round(timeout_s * 1000)
         deadline_ms = arrived_ms + timeout_ms - round(min(_MARGIN * timeout_ms, _MARGIN_MOST_MS))
         key = key_of(request)
@@ -130,7 +139,7 @@ class Router:
         return self._response(step)
 
     def _after(self, attempt: Attempt, step: Step, outcome: Outcome) -> Step:
-        self._metrics.tries.labels(type(outcome).__name__.lower()).inc()
+        self._metrics.tried(type(outcome), times=1)
         following = self._timed(lambda now: attempt.after(outcome, now))
         if isinstance(step, Ask):
             self._ejections.look(step.address, self._clock.now_ms())

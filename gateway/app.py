@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import problems
 from gateway.metrics import UNMATCHED, HttpMetrics
 from gateway.operation import EVENT_STREAM, Handler, Operation
-from gateway.problems import Naming, ProblemError
+from gateway.problems import Naming, ProblemError, ProblemResponse
 from mesh import clock
 from mesh.errors import MeshError
 
@@ -48,6 +48,8 @@ class _Path:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route_template"] = self._path
         response = await self._respond(Request(scope, receive))
+        if isinstance(response, ProblemResponse):
+            scope["problem_reason"] = response.reason
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
@@ -68,7 +70,8 @@ class _Path:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the router itself refuses."""
-    del request, error
+    del error
+    request.scope["problem_reason"] = "PATH_NOT_FOUND"
     return problems.response(problems.problem(404, "PATH_NOT_FOUND", "no such path; /docs lists those there are"))
 
 
@@ -85,7 +88,8 @@ class _Counted:
         async def counted(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 route = scope.get("route_template", UNMATCHED)
-                self._metrics.observe(route, scope["method"], message["status"], clock.seconds() - started)
+                reason, took_s = scope.get("problem_reason", ""), clock.seconds() - started
+                self._metrics.observe(route, scope["method"], message["status"], reason, took_s)
             await send(message)
 
         await self._app(scope, receive, counted)

@@ -14,8 +14,8 @@ class HttpMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "http_requests",
-            "HTTP requests, by the status of the reply.",
-            ("route", "method", "status"),
+            "HTTP requests, by the status of the reply and the reason of a problem.",
+            ("route", "method", "status", "reason"),
             registry=registry,
         )
         self.duration = Histogram(
@@ -30,8 +30,8 @@ class HttpMetrics:
             "http_event_streams_dropped", "Event streams ended because their client did not read.", registry=registry
         )
 
-    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Counts one request."""
+    def observe(self, route: str, method: str, status: int, reason: str, seconds: float) -> None:
+        """Counts one request. `reason` is empty where the reply is no problem."""
         method = method if method in _METHODS else "OTHER"
-        self.requests.labels(route, method, status).inc()
+        self.requests.labels(route, method, status, reason).inc()
         self.duration.labels(route, method).observe(seconds)

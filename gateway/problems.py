@@ -221,9 +221,19 @@ def encode(body: Problem) -> bytes:
     return _ENCODER.encode(body)
 
 
-def response(body: Problem, headers: Mapping[str, str] | None = None) -> Response:
+class ProblemResponse(Response):
+    """A problem as a response, with its reason for whoever counts."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, body: Problem, headers: Mapping[str, str] | None) -> None:
+        super().__init__(_ENCODER.encode(body), body.status, headers)
+        self.reason = body.reason
+
+
+def response(body: Problem, headers: Mapping[str, str] | None = None) -> ProblemResponse:
     """The problem as a response, Retry-After included."""
-    reply = Response(_ENCODER.encode(body), body.status, headers, MEDIA_TYPE)
+    reply = ProblemResponse(body, headers)
     if body.retry_after_s is not None:
         reply.headers["Retry-After"] = str(body.retry_after_s)
     return reply

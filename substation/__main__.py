@@ -102,6 +102,7 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     clock, admission = SystemClock(), Admission(settings.max_calls, rng)
     engine = open_engine(settings, slot.folder, clock, rng, metrics)
     metrics.show(lambda: engine.load, settings.time_scale, lambda: engine.shown.delivered_mj // 1000)
+    metrics.show_place(engine.report().substation_id, slot.folder / LEDGER)
 
     def register(server: grpc.aio.Server) -> None:
         charging_pb2_grpc.add_ChargingServiceServicer_to_server(

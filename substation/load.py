@@ -1,9 +1,9 @@
 """A substation's load at one moment, summed over its sessions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mesh.model import LimitSource, NotAccepting
+from mesh.model import LimitReason, LimitSource, NotAccepting
 from mesh.outlook import LEAST_LEFT_MS, Outlook
 from substation.sessions import Session
 
@@ -28,6 +28,8 @@ class Load:
     free_charge_points: int
     not_accepting: NotAccepting
     over_limit_ms: int
+    # Active sessions by why they are granted less than they can take, in the order of LimitReason.
+    curtailed: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Sums:
     measured_w: int = 0
     active: int = 0
     live: int = 0
+    curtailed: list[int] = field(default_factory=lambda: [0] * len(LimitReason))
 
 
 def sums(live: Iterable[Session]) -> Sums:
@@ -67,6 +70,7 @@ def sums(live: Iterable[Session]) -> Sums:
             total.demand_w += session.charge.max_w
             total.floor_w += session.charge.floor_w
             total.granted_w += session.granted_w
+            total.curtailed[session.limit_reason] += 1
     return total
 
 

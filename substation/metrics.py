@@ -1,12 +1,15 @@
 """The substation's metrics, each declared here once. Gauges are read from the last report at scrape time."""
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mesh.model import LimitSource, NotAccepting, StopReason
+from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, StopReason
 from substation.load import Load
 from substation.sessions import Session
 
@@ -42,7 +45,10 @@ class SubstationMetrics:
             "Damaged ledgers beside the one in use: to be looked at, and removed when not needed any more.",
             registry=registry,
         )
+        # From the start: the first of its kind is an increase only where a zero was seen before it.
         self.sessions.labels("admitted", "")
+        for refusal in ErrorReason:
+            self.sessions.labels("refused", refusal.name)
         for reason in StopReason:
             if reason:
                 self.sessions.labels("ended", reason.name)
@@ -62,6 +68,11 @@ class SubstationMetrics:
     def show_orphans(self, look: Callable[[], Iterable[tuple[str, float]]]) -> None:
         """Adds the sessions that nobody owns by slot, looked for at scrape time, in the thread that serves the page."""
         self._registry.register(_Orphans(look))
+
+    def show_place(self, substation_id: str, ledger: Path) -> None:
+        """Adds whose page this is, and the ledger's files with the disk that they are on."""
+        self._registry.register(_Place(substation_id, ledger))
+
 
 
 class _Orphans(Collector):
@@ -101,6 +112,7 @@ class _Gauges(Collector):
         yield _gauge("substation_active_sessions", "Sessions that want energy.", load.active_sessions)
         yield _gauge("substation_time_scale", "Seconds of charging that pass in one second.", self._time_scale)
         yield self._not_accepting(load.not_accepting)
+        yield self._curtailed(load.curtailed)
         yield self._limits(load.limit_w, load.limit_source)
         yield _counter(
             "substation_over_limit_seconds",
@@ -124,12 +136,48 @@ class _Gauges(Collector):
         return family
 
     @staticmethod
+    def _curtailed(sessions: tuple[int, ...]) -> Metric:
+        family = GaugeMetricFamily(
+            "substation_curtailed_sessions",
+            "Sessions that want energy and are granted less than they can take, by why.",
+            labels=["reason"],
+        )
+        for reason in LimitReason:
+            if reason:
+                family.add_metric([reason.name], sessions[reason])
+        return family
+
+    @staticmethod
     def _limits(limit_w: int, source: LimitSource) -> Metric:
         family = GaugeMetricFamily(
             "substation_limit_watts", "Limit in force, by whose it is (RATED: the rated power).", labels=["source"]
         )
         family.add_metric([source.name if source else "RATED"], limit_w)
         return family
+
+
+class _Place(Collector):
+    """A scraper knows an address; people know substations by their id."""
+
+    def __init__(self, substation_id: str, ledger: Path) -> None:
+        self._substation_id = substation_id
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily("substation_info", "1, with the substation's id.", labels=["substation"])
+        info.add_metric([self._substation_id], 1)
+        yield info
+        yield _gauge("substation_ledger_bytes", "Size of the ledger, its write-ahead log included.", self._size())
+        disk = shutil.disk_usage(self._ledger.parent)
+        yield _gauge("substation_disk_size_bytes", "Size of the disk that the ledger is on.", disk.total)
+        yield _gauge("substation_disk_free_bytes", "What the substation may still write on that disk.", disk.free)
+
+    def _size(self) -> int:
+        size = 0
+        for suffix in ("", "-wal"):
+            with suppress(FileNotFoundError):
+                size += self._ledger.with_name(self._ledger.name + suffix).stat().st_size
+        return size
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -16,7 +16,7 @@ from balancer import wire
 from balancer.admissions import Duplicate
 from balancer.changes import Changes
 from balancer.desk import Desk
-from balancer.metrics import BalancerMetrics, ViewCollector
+from balancer.metrics import BalancerMetrics, DeskCollector
 from balancer.peers import Peer, Peers
 from balancer.router import Router
 from balancer.subscriptions import Backoff, Subscription, Subscriptions
@@ -167,7 +167,7 @@ class Balancer:
         self.registry = CollectorRegistry()
         self.metrics = BalancerMetrics(self.registry)
         self.desk = Desk([one.address for one in substations], INTERVAL_MS, self.rng)
-        self.registry.register(ViewCollector(self.desk.view, self.clock))
+        self.registry.register(DeskCollector(self.desk, self.clock))
         self.peers = Peers((one.address for one in substations), self.rng, max_calls)
         self.router = Router(self.desk, self.peers, self.clock, self.rng, self.metrics)
         self.subscriptions = Subscriptions(self.peers, self._subscribe)

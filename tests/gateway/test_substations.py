@@ -147,12 +147,12 @@ async def test_requests_are_counted_by_route_and_not_by_path(gateway: Gateway) -
         await gateway.http.get(f"/{name}")
     await gateway.http.request("BREW", "/v1/charges")
 
-    def count(route: str, method: str, status: int) -> float | None:
-        labels = {"route": route, "method": method, "status": str(status)}
+    def count(route: str, method: str, status: int, reason: str = "") -> float | None:
+        labels = {"route": route, "method": method, "status": str(status), "reason": reason}
         return gateway.registry.get_sample_value("http_requests_total", labels)
 
     assert count("/v1/charges", "POST", 201) == 1
     assert count("/v1/charges/{session_id}", "GET", 200) == 2
-    assert count("unmatched", "GET", 404) == 2
+    assert count("unmatched", "GET", 404, "PATH_NOT_FOUND") == 2
     durations = {"route": "/v1/charges", "method": "POST"}
     assert gateway.registry.get_sample_value("http_request_duration_seconds_count", durations) == 1

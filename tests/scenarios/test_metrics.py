@@ -34,6 +34,11 @@ OF_EVERY_SUBSTATION = {
     "substation_ledger_damaged",
     "substation_not_accepting",
     "substation_orphaned_sessions",
+    "substation_curtailed_sessions",
+    "substation_info",
+    "substation_ledger_bytes",
+    "substation_disk_size_bytes",
+    "substation_disk_free_bytes",
 }
 OF_THE_BALANCER = {
     "balancer_picks_total",
@@ -45,6 +50,10 @@ OF_THE_BALANCER = {
     "balancer_tries_total",
     "balancer_duplicates_total",
     "balancer_lookups_total",
+    "balancer_refusals_total",
+    "balancer_ejections_total",
+    "balancer_ejected",
+    "balancer_open_doubts",
 }
 OF_EVERY_GRPC_SERVER = {"grpc_server_handled_total", "grpc_server_handling_seconds_count"}
 OF_THE_GATEWAY = {"http_requests_total", "http_request_duration_seconds_count"}
@@ -180,7 +189,10 @@ def test_traffic_is_counted_where_it_went(mesh: Mesh) -> None:
     assert sum(mesh.metric(name, "substation_sessions_total", **full) for name in SUBSTATIONS) >= 1
     assert mesh.metric("balancer", "grpc_server_handled_total", grpc_method="Charge", grpc_code="OK") == 14
     assert mesh.metric("gateway", "http_requests_total", route="/v1/charges", method="POST", status="201") == 14
-    assert mesh.metric("gateway", "http_requests_total", route="/v1/charges", method="POST", status="400") == 1
+    refused = {"route": "/v1/charges", "method": "POST", "status": "400", "reason": "INVALID_REQUEST"}
+    assert mesh.metric("gateway", "http_requests_total", **refused) == 1
+    assert mesh.metric("balancer", "balancer_refusals_total", reason="INVALID_REQUEST") == 1
+    assert mesh.metric("balancer", "balancer_refusals_total") == 1
 
 
 def test_the_balancer_shows_the_state_and_age_of_each_substation(mesh: Mesh) -> None:
@@ -190,3 +202,27 @@ def test_the_balancer_shows_the_state_and_age_of_each_substation(mesh: Mesh) -> 
         assert mesh.metric("balancer", "balancer_substation_state", substation=name, state="fresh") == 1
         assert mesh.metric("balancer", "balancer_substation_state", substation=name) == 1
         assert mesh.metric("balancer", "balancer_report_age_seconds", substation=name) < 3
+
+
+def test_an_address_is_told_apart_by_the_substations_id(mesh: Mesh) -> None:
+    assert [mesh.metric(name, "substation_info", substation=name) for name in SUBSTATIONS] == [1, 1]
+
+
+def test_the_ledgers_size_is_that_of_its_files(mesh: Mesh) -> None:
+    for name in SUBSTATIONS:
+        least = (mesh.data(name) / "ledger.db").stat().st_size
+        assert least <= mesh.metric(name, "substation_ledger_bytes") < least + 64 * 2**20
+        assert 0 < mesh.metric(name, "substation_disk_free_bytes") < mesh.metric(name, "substation_disk_size_bytes")
+
+
+def test_sessions_that_get_less_than_they_can_take_are_counted_by_reason(mesh: Mesh) -> None:
+    """A limit below what the floors need: some wait, and every one of them is told why."""
+    substation = Server(mesh, "b")
+    substation.set_limit(20.0)
+    try:
+        wait_for(lambda: mesh.metric("b", "substation_curtailed_sessions", reason="LIMIT_CUT"), 10, "the cut shows")
+        told = [session.limit_reason for session in substation.sessions()]
+        cut = charging_pb2.LIMIT_REASON_LIMIT_CUT
+        assert mesh.metric("b", "substation_curtailed_sessions", reason="LIMIT_CUT") == told.count(cut)
+    finally:
+        substation.clear_limit()
