@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/gridmesh/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak rush-hour bench check lint types contract protos drift unit requirements clean
+.PHONY: help run test soak rush-hour bench check lint types contract protos dashboards drift unit requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,8 +59,8 @@ types: $(VENV)/.dev ## mypy --strict
 contract: $(VENV)/.dev ## buf lint
 	@$(BIN)/python deploy/protos.py lint
 
-drift: $(VENV)/.dev ## generated/ is what protos/ says
-	@$(BIN)/python deploy/protos.py check
+drift: $(VENV)/.dev ## generated/ is what protos/ says, the dashboards are what their code says
+	@$(BIN)/python deploy/protos.py check && $(BIN)/python -m observability.dashboards check
 
 unit: $(VENV)/.dev
 	@$(BIN)/python -m pytest
@@ -72,6 +72,9 @@ soak: $(VENV)/.dev ## faults on a real mesh for MINUTES=10, drawn from SEED=n, a
 
 protos: $(VENV)/.dev ## regenerate generated/ from protos/
 	@$(BIN)/python deploy/protos.py write
+
+dashboards: $(VENV)/.dev ## render observability/grafana/dashboards/*.json from observability/dashboards/*.py
+	@$(BIN)/python -m observability.dashboards write
 
 requirements: ## compile requirements*.in into hashed requirements*.txt (needs uv)
 	@for set in requirements requirements-dev requirements-bench; do \
