@@ -39,6 +39,8 @@ _OF_THE_MESH = "/gridmesh.v1."
 # A reader for whom nothing could be written for so long is not fed any longer, and has so long to hear why.
 PATIENCE_S = 5.0
 _FAREWELL_S = 1.0
+# Code and reason of a call without an error.
+_SERVED = ("OK", "")
 
 
 class Calls(grpc.aio.ServerInterceptor):
@@ -77,7 +79,7 @@ class Calls(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, behavior: Any) -> Any:  # noqa: ANN401 - grpcio types handlers so
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
-            started, code = seconds(), "OK"
+            started, ended = seconds(), _SERVED
             try:
                 if method not in _ASKED:
                     with self._bound(method):
@@ -86,29 +88,29 @@ class Calls(grpc.aio.ServerInterceptor):
                 with self._admission.admitted(context.time_remaining() or None):
                     return await behavior(request, context)
             except BaseException as error:
-                code = _code_of(error, context)
+                ended = _ended_by(error, context)
                 await _fail(error, method, context)
                 raise
             finally:
-                self._metrics.observe(method, code, seconds() - started)
+                self._metrics.observe(method, *ended, seconds() - started)
 
         return call
 
     def _stream(self, method: str, behavior: Any) -> Any:  # noqa: ANN401
         async def call(request: Any, context: Context) -> None:  # noqa: ANN401
-            code = "OK"
+            ended = _SERVED
             try:
                 with self._bound(method):
                     await self._relay(behavior(request, context), context)
             except BaseException as error:
-                code = _code_of(error, context)
+                ended = _ended_by(error, context)
                 if isinstance(error, MeshError) and error.reason is ErrorReason.READER_TOO_SLOW:
                     log.warning("stream ended: its reader is too slow", method=method, peer=context.peer())
                     await _farewell(error, context)
                 await _fail(error, method, context)
                 raise
             finally:
-                self._metrics.observe(method, code, None)
+                self._metrics.observe(method, *ended, None)
 
         return call
 
@@ -147,16 +149,17 @@ def _writes_itself(handler: Handler) -> bool:
     return bool(handler.response_streaming) and not inspect.isasyncgenfunction(handler.unary_stream)
 
 
-def _code_of(error: BaseException, context: Context) -> str:
+def _ended_by(error: BaseException, context: Context) -> tuple[str, str]:
+    """The code, and the reason where it is ours."""
     match error:
         case MeshError():
-            return error.code
+            return error.code, error.reason.name
         case asyncio.CancelledError() | GeneratorExit():
-            return "CANCELLED"
+            return "CANCELLED", ""
         case grpc.aio.AbortError():
-            return grpc.StatusCode(context.code()).name
+            return grpc.StatusCode(context.code()).name, ""
         case _:
-            return "INTERNAL"
+            return "INTERNAL", ErrorReason.INTERNAL.name
 
 
 async def _fail(error: BaseException, method: str, context: Context) -> None:

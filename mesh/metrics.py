@@ -42,7 +42,10 @@ class GrpcServerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("grpc_service", "grpc_method")
         self.handled = Counter(
-            "grpc_server_handled", "RPCs that ended, by status code.", (*labels, "grpc_code"), registry=registry
+            "grpc_server_handled",
+            "RPCs that ended, by status code and the reason of an error of ours.",
+            (*labels, "grpc_code", "reason"),
+            registry=registry,
         )
         self.handling = Histogram(
             "grpc_server_handling_seconds",
@@ -52,10 +55,10 @@ class GrpcServerMetrics:
             registry=registry,
         )
 
-    def observe(self, method: str, code: str, seconds: float | None) -> None:
-        """Counts one RPC that ended; `method` is `/package.Service/Method`."""
+    def observe(self, method: str, code: str, reason: str, seconds: float | None) -> None:
+        """Counts one RPC that ended; `method` is `/package.Service/Method`, `reason` is of an error of ours, or empty."""
         service, _, name = method.lstrip("/").partition("/")
-        self.handled.labels(service, name, code).inc()
+        self.handled.labels(service, name, code, reason).inc()
         if seconds is not None:
             self.handling.labels(service, name).observe(seconds)
 

@@ -84,10 +84,10 @@ def _requests(mesh: dashboard.Dashboard) -> None:
         lines(
             "RPCs by method and code",
             "reqps",
-            "What balancers and substations answered. A stream counts when it ends.",
+            "What balancers and substations answered, with the reason where it was an error of ours. A stream counts when it ends.",
             Query(
-                zero_of("job", f"{_rate('grpc_server_handled_total', 'job, grpc_method, grpc_code')} > 0"),
-                "{{job}} {{grpc_method}} {{grpc_code}}",
+                zero_of("job", f"{_rate('grpc_server_handled_total', 'job, grpc_method, grpc_code, reason')} > 0"),
+                "{{job}} {{grpc_method}} {{grpc_code}} {{reason}}",
             ),
         )
     )
@@ -110,6 +110,11 @@ def _requests(mesh: dashboard.Dashboard) -> None:
             ),
         )
     )
+
+
+def _overloaded(metric: str) -> str:
+    """0 for what was never turned away, as long as it counts at all."""
+    return f'rate({metric}{{reason="OVERLOADED"}}[$__rate_interval]) or 0 * rate({metric}[$__rate_interval])'
 
 
 _CHARGES = '{route="/v1/charges", method="POST"}'
@@ -271,11 +276,34 @@ def _processes(mesh: dashboard.Dashboard) -> None:
     )
     mesh.with_panel(
         lines(
+            "Overload",
+            "cps",
+            "Requests and calls turned away at once because more come than can be served, and (dashed) streams ended within 5 "
+            "minutes because nobody read them.",
+            Query(
+                zero_of(
+                    "job",
+                    f"sum by (job) ({_overloaded('http_requests_total')} or {_overloaded('grpc_server_handled_total')})",
+                ),
+                "{{job}}",
+            ),
+            Query(
+                zero_of(
+                    "job",
+                    "sum by (job) (increase(http_event_streams_dropped_total[5m]) or "
+                    'increase(grpc_server_handled_total{reason="READER_TOO_SLOW"}[5m]))',
+                ),
+                "{{job}} streams in 5 min",
+            ),
+            dashed="/in 5 min/",
+        )
+    )
+    mesh.with_panel(
+        lines(
             "Garbage collections",
             "cps",
             "Per second, by generation. Those of generation 2 hold up everything for longer.",
             Query(zero_of("job", _rate("python_gc_collections_total", "job, generation")), "{{job}} {{generation}}"),
-            width=12,
         )
     )
     mesh.with_panel(
@@ -284,6 +312,5 @@ def _processes(mesh: dashboard.Dashboard) -> None:
             "s",
             "Time since each process started, 0 while its page cannot be read: a step down is a restart.",
             Query(zero_of("job", "up * on (job, instance) (time() - process_start_time_seconds) or 0 * up"), each),
-            width=12,
         )
     )

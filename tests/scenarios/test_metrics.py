@@ -112,6 +112,23 @@ def test_each_metric_says_what_it_is(mesh: Mesh, name: str) -> None:
     assert [family.name for family in families(mesh, name) if family.type in {"unknown", "untyped"}] == []
 
 
+# What their values come from is a list of ours: substations, reasons, states, routes, methods, buckets.
+OURS = {"substation", "source", "reason", "outcome", "state", "result", "route", "method", "status", "le"}
+OF_GRPC = {"grpc_service", "grpc_method", "grpc_code"}
+OF_PYTHON = {"generation", "implementation", "major", "minor", "patchlevel", "version"}
+LABELS = OURS | OF_GRPC | OF_PYTHON
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_labels_are_of_known_kinds_and_never_of_one_session_or_request(mesh: Mesh, name: str) -> None:
+    samples = [sample for family in families(mesh, name) for sample in family.samples]
+    assert {label for sample in samples for label in sample.labels} <= LABELS
+    sessions = {session.session_id for session in Server(mesh, "balancer").sessions(include_ended=True)}
+    values = {value for sample in samples for value in sample.labels.values()}
+    assert not any(session in value for value in values for session in sessions)
+    assert len(samples) < 1_000
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_no_value_is_missing_or_negative(mesh: Mesh, name: str) -> None:
     samples = [sample for family in families(mesh, name) for sample in family.samples]
