@@ -56,7 +56,7 @@ class GrpcServerMetrics:
         )
 
     def observe(self, method: str, code: str, reason: str, seconds: float | None) -> None:
-        """Counts one RPC that ended; `method` is `/package.Service/Method`, `reason` is of an error of ours, or empty."""
+        """Counts an RPC that ended: `method` as `/package.Service/Method`, `reason` of an error of ours, else empty."""
         service, _, name = method.lstrip("/").partition("/")
         self.handled.labels(service, name, code, reason).inc()
         if seconds is not None:
