@@ -18,18 +18,17 @@ from tests.observability.sources import PROMETHEUS, RULE_FILES
 READY_S = 30.0
 
 
-def tool(name: str) -> str:
-    """The path of `prometheus` or `promtool`."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is missing: apt-get install --no-install-recommends prometheus")
-    return found
+# Without Prometheus' programs a module is left out, with one line that says how to get them.
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="prometheus or promtool is missing: apt-get install --no-install-recommends prometheus",
+)
 
 
 def promtool(*words: object) -> str:
     """What it prints. AssertionError where it does not agree."""
     done = subprocess.run(
-        [tool("promtool"), *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        ["promtool", *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -69,7 +68,7 @@ def running(folder: Path, found: Mapping[str, list[str]]) -> Iterator[Prometheus
     """Started as checked in, but it asks every second, and the addresses given by job are what names would lead to."""
     url = f"127.0.0.1:{free_port()}"
     argv = [
-        tool("prometheus"), f"--config.file={_config(folder, found)}", f"--storage.tsdb.path={folder / 'data'}",
+        "prometheus", f"--config.file={_config(folder, found)}", f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={url}", "--log.level=warn",
     ]  # fmt: skip
     with (folder / "prometheus.log").open("wb") as log:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.observability.running import promtool
+from tests.observability.running import needs_prometheus, promtool
 from tests.observability.sources import PROMETHEUS, RULE_FILES, RULE_TESTS, alerts
+
+pytestmark = needs_prometheus
 
 _OF_ALERT = re.compile(r'ALERTS\{alertname="(\w+)", alertstate="firing"\}')
 

@@ -11,9 +11,11 @@ import pytest
 
 from gridmesh.v1 import operations_pb2
 from tests.mesh_processes import Mesh, wait_for
-from tests.observability.running import Prometheus, running, tool
+from tests.observability.running import Prometheus, needs_prometheus, running
 from tests.observability.sources import Target, alerts, recorded, rules, selectors, targets
 from tests.scenarios.asking import Server, post_car
+
+pytestmark = needs_prometheus
 
 # Nobody was there to be asked.
 LONG_AGO = "1000000000"
@@ -24,7 +26,6 @@ FALLBACKS = (" or vector(0)", " or on () label_replace(")
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A mesh in which everything that can be counted happens, asked every second."""
-    tool("prometheus")
     folder, stopped = tmp_path_factory.mktemp("prometheus"), Event()
     with Mesh(tmp_path_factory.mktemp("mesh"), rated_kw=(60.0, 60.0, 60.0), charge_points=30, time_scale=600) as mesh:
         mesh.start()
