@@ -56,7 +56,7 @@ class GrpcServerMetrics:
         )
 
     def observe(self, method: str, code: str, reason: str, seconds: float | None) -> None:
-        """Counts an RPC that ended: `method` as `/package.Service/Method`, `reason` of an error of ours, else empty."""
+        """Counts one RPC that ended; `method` is `/package.Service/Method`, `reason` that of an error of ours."""
         service, _, name = method.lstrip("/").partition("/")
         self.handled.labels(service, name, code, reason).inc()
         if seconds is not None:

@@ -74,7 +74,6 @@ class SubstationMetrics:
         self._registry.register(_Place(substation_id, ledger))
 
 
-
 class _Orphans(Collector):
     def __init__(self, look: Callable[[], Iterable[tuple[str, float]]]) -> None:
         self._look = look

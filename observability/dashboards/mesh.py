@@ -194,6 +194,7 @@ def _balancers(mesh: dashboard.Dashboard) -> None:
                 "{{substation}} in 5 min",
             ),
             dashed="/in 5 min/",
+            width=6,
         )
     )
     mesh.with_panel(
@@ -202,6 +203,7 @@ def _balancers(mesh: dashboard.Dashboard) -> None:
             "watt",
             "Power placed by balancers that no report contains yet. It is gone again within a second.",
             Query(zero_of("substation", "sum by (substation) (balancer_reserved_watts)"), "{{substation}}"),
+            width=6,
         )
     )
     mesh.with_panel(
@@ -213,6 +215,16 @@ def _balancers(mesh: dashboard.Dashboard) -> None:
             Query(zero("sum(balancer_open_doubts)"), "open doubts"),
             Query(zero("sum(increase(balancer_duplicates_total[5m]))"), "duplicates in 5 min"),
             dashed="/in 5 min/",
+            width=6,
+        )
+    )
+    mesh.with_panel(
+        lines(
+            "Lookups of names",
+            "cps",
+            "How often balancers looked for substations by name, by how it ended. None where they are given addresses.",
+            Query(zero_of("result", _rate("balancer_lookups_total", "result")), "{{result}}"),
+            width=6,
         )
     )
 
@@ -227,6 +239,7 @@ def _ledgers(mesh: dashboard.Dashboard) -> None:
             Query(zero_of("substation", "substation:ledger_commit_seconds:p99_5m >= 0"), "{{substation}} 99 %"),
             Query(zero(_quantile(0.5, "substation_ledger_commit_seconds_bucket", "")), "median"),
             limit=0.25,
+            width=6,
         )
     )
     mesh.with_panel(
@@ -236,6 +249,7 @@ def _ledgers(mesh: dashboard.Dashboard) -> None:
             "Group commits per second of all substations, and charges admitted: how many share one.",
             Query(zero("sum(rate(substation_ledger_commit_seconds_count[$__rate_interval]))"), "commits"),
             Query(zero('sum(rate(substation_sessions_total{outcome="admitted"}[$__rate_interval]))'), "admitted"),
+            width=6,
         )
     )
     mesh.with_panel(
@@ -246,6 +260,16 @@ def _ledgers(mesh: dashboard.Dashboard) -> None:
             Query(zero("sum(substation_ledger_bytes)"), "ledgers"),
             Query(zero("min(substation_disk_free_bytes)"), "free"),
             dashed="free",
+            width=6,
+        )
+    )
+    mesh.with_panel(
+        lines(
+            "Sessions that nobody serves",
+            "short",
+            "Live sessions in a slot of the data folder that no substation owns.",
+            Query(zero_of("slot", "max by (slot) (substation_orphaned_sessions)"), "{{slot}}"),
+            width=6,
         )
     )
 

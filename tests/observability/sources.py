@@ -114,6 +114,7 @@ def _declare_substation(registry: CollectorRegistry) -> None:
     idle = Load(**{**numbers, **sources, "curtailed": (0,) * len(LimitReason)})  # type: ignore[arg-type]
     metrics = SubstationMetrics(registry)
     metrics.show(lambda: idle, 1, lambda: 0)
+    metrics.show_orphans(lambda: [("slot-1", 0)])
     metrics.show_place("a", ROOT / "ledger.db")
 
 

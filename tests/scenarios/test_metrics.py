@@ -113,7 +113,7 @@ def test_each_metric_says_what_it_is(mesh: Mesh, name: str) -> None:
 
 
 # What their values come from is a list of ours: substations, reasons, states, routes, methods, buckets.
-OURS = {"substation", "source", "reason", "outcome", "state", "result", "route", "method", "status", "le"}
+OURS = {"substation", "source", "reason", "outcome", "state", "result", "route", "method", "status", "slot", "le"}
 OF_GRPC = {"grpc_service", "grpc_method", "grpc_code"}
 OF_PYTHON = {"generation", "implementation", "major", "minor", "patchlevel", "version"}
 LABELS = OURS | OF_GRPC | OF_PYTHON
