@@ -17,7 +17,7 @@ from balancer.servicers import ChargingServicer, Forwarder, OperationsServicer
 from balancer.settings import BalancerSettings
 from balancer.subscriptions import Subscription, Subscriptions
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc
-from mesh import process
+from mesh import process, tracing
 from mesh.admission import Admission
 from mesh.clock import SystemClock
 from mesh.metrics import GrpcServerMetrics, MetricsPage, new_registry
@@ -33,6 +33,7 @@ FIRST_REPORTS_S = 1.0
 async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     """Serves until `stopping` is set."""
     clock, rng, registry, changes = SystemClock(), Random(), new_registry(), Changes()  # noqa: S311 - no secrets here
+    tracing.start("balancer")
     metrics = BalancerMetrics(registry)
     page = MetricsPage(settings.host, settings.metrics_port, registry)
     fixed = [target for target in settings.substations if name_of(target) is None]

@@ -7,15 +7,14 @@ from collections.abc import Hashable
 
 import structlog
 
+from balancer.attempt import Answer, Ask, Fail, Lost, Outcome, Refused, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found
 from balancer.view import LoadView
+from mesh import logs, tracing
 from mesh.clock import seconds
 from mesh.model import ReportState
 
 log = structlog.get_logger()
-
-# Enough of a request_id to find its other lines.
-_ID_CHARS = 40
 
 
 class News:
@@ -129,6 +128,53 @@ class EjectionJournal:
             line.info("substation back in", out_s=_to_seconds(now - self._out.pop(address)))
 
 
+class Decision:
+    """What became of one charge: one line when it is known, and the same in its span."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        # Who was asked and did not take it, and why.
+        self._not_at: list[str] = []
+
+    def tried(self, step: Step, outcome: Outcome) -> None:
+        """Notes a substation that was asked, where it is not the answer."""
+        match step, outcome:
+            case Ask(), Refused(error):
+                why = error.reason.name
+            case Ask(), Unreached() | Lost():
+                why = type(outcome).__name__.upper()
+            case _:
+                return
+        self._not_at.append(f"{step.substation_id} {why}")
+        tracing.current.get().event("not taken", {"gridmesh.substation": step.substation_id, "gridmesh.reason": why})
+
+    def made(self, step: Answer | Fail) -> None:
+        """It is known."""
+        not_at = {"not_at": self._not_at} if self._not_at else {}
+        if isinstance(step, Fail):
+            logs.refused(self._request_id, step.error, **not_at)
+        else:
+            self._answered(step, not_at)
+
+    def _answered(self, answer: Answer, not_at: dict[str, list[str]]) -> None:
+        placement, session_id = answer.placement, answer.reply.session.session_id
+        why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
+        if not answer.repeated:
+            why |= {
+                "score": round(placement.score, 4),
+                "before": round(placement.before, 4),
+                "after": round(placement.after, 4),
+                "eligible": placement.eligible,
+                "tried": placement.tried,
+            }
+        event = "repeated" if answer.repeated else "placed"
+        log.info(event, request_id=self._request_id, session_id=session_id, **why, **not_at)
+        if tracing.exporting():
+            span = tracing.current.get()
+            for name, value in {**why, "session_id": session_id, "request_id": self._request_id}.items():
+                span.set(f"gridmesh.{name}", value)
+
+
 def doubt_opened(doubt: Doubt) -> None:
     """A substation was asked for a session, and what became of that is not known."""
     _of(doubt).warning("doubt opened")
@@ -142,7 +188,7 @@ def doubt_settled(doubt: Doubt, outcome: Found | Fenced, by: str, after_s: float
 
 def _of(doubt: Doubt) -> structlog.typing.FilteringBoundLogger:
     bound: structlog.typing.FilteringBoundLogger = log.bind(
-        request_id=doubt.key.request_id[:_ID_CHARS],
+        request_id=doubt.key.request_id,
         substation=doubt.substation_id,
         address=doubt.address,
         attempt=doubt.attempt_id,

@@ -18,10 +18,11 @@ from balancer import wire
 from balancer.admissions import Duplicate
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied, Settled
-from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled
+from balancer.journal import Decision, EjectionJournal, News, doubt_opened, doubt_settled
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peer, Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
+from mesh import logs, tracing
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
 from mesh.errors import MeshError, Unavailable
@@ -67,27 +68,27 @@ class Router:
 
     # --- charges --------------------------------------------------------------------------------
 
-    async def charge(
-        self, request: charging_pb2.ChargeRequest, timeout_s: float, traceparent: str = ""
-    ) -> charging_pb2.ChargeResponse:
+    async def charge(self, request: charging_pb2.ChargeRequest, timeout_s: float) -> charging_pb2.ChargeResponse:
         """Admits one session within that time, or raises a MeshError."""
         try:
-            return await self._charge(request, timeout_s, traceparent)
+            return await self._charge(request, timeout_s)
         except MeshError as error:
             self._metrics.refusals.labels(error.reason.name).inc()
             raise
 
-    async def _charge(
-        self, request: charging_pb2.ChargeRequest, timeout_s: float, traceparent: str
-    ) -> charging_pb2.ChargeResponse:
+    async def _charge(self, request: charging_pb2.ChargeRequest, timeout_s: float) -> charging_pb2.ChargeResponse:
         arrived_ms, timeout_ms = self._clock.now_ms(), round(timeout_s * 1000)
         deadline_ms = arrived_ms + timeout_ms - round(min(_MARGIN * timeout_ms, _MARGIN_MOST_MS))
-        key = key_of(request)
-        request = self._with_attempt(request, arrived_ms, arrived_ms + timeout_ms)
-        while (flight := self._flights.get(key)) is not None:
-            await self._landed(flight, deadline_ms)
+        try:
+            key = key_of(request)
+            request = self._with_attempt(request, arrived_ms, arrived_ms + timeout_ms)
+            while (flight := self._flights.get(key)) is not None:
+                await self._landed(flight, deadline_ms)
+        except MeshError as error:
+            logs.refused(request.request_id, error)
+            raise
         attempt = Attempt(self._desk, key, request.attempt_id, lambda: self._parse(request, key))
-        task = asyncio.create_task(self._fly(attempt, request, deadline_ms, traceparent))
+        task = asyncio.create_task(self._fly(attempt, request, deadline_ms))
         self._flights[key] = task
         task.add_done_callback(lambda _: self._flights.pop(key, None))
         try:
@@ -122,18 +123,22 @@ class Router:
             )
 
     async def _fly(
-        self, attempt: Attempt, request: charging_pb2.ChargeRequest, deadline_ms: int, traceparent: str
+        self, attempt: Attempt, request: charging_pb2.ChargeRequest, deadline_ms: int
     ) -> charging_pb2.ChargeResponse:
-        metadata = (("traceparent", traceparent),) if traceparent else ()
+        decision = Decision(attempt.key.request_id)
         try:
             step = self._timed(attempt.begin)
             while not isinstance(step, Answer | Fail):
-                outcome = await self._do(step, request, deadline_ms, metadata)
+                outcome = await self._do(step, request, deadline_ms)
+                decision.tried(step, outcome)
                 step = self._after(attempt, step, outcome)
+        except MeshError as error:
+            step = Fail(error)
         finally:
             if (doubt := attempt.interrupted(self._clock.now_ms())) is not None:
                 self._settle(doubt)
                 self._ejections.look(doubt.address, self._clock.now_ms())
+        decision.made(step)
         if isinstance(step, Fail):
             raise step.error
         return self._response(step)
@@ -161,22 +166,18 @@ class Router:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    async def _do(
-        self, step: Step, request: charging_pb2.ChargeRequest, deadline_ms: int, metadata: tuple[tuple[str, str], ...]
-    ) -> Outcome:
+    async def _do(self, step: Step, request: charging_pb2.ChargeRequest, deadline_ms: int) -> Outcome:
         match step:
             case Ask(address=address, pause_ms=pause_ms):
                 with self._peers[address].in_use():
                     if pause_ms:
                         await asyncio.sleep(pause_ms / 1000)
-                    return await self._ask(step, request, deadline_ms, metadata)
+                    return await self._ask(step, request, deadline_ms)
             case Resolve(doubt):
                 return await self._resolve(doubt, deadline_ms)
         raise AssertionError(step)
 
-    async def _ask(
-        self, step: Ask, request: charging_pb2.ChargeRequest, deadline_ms: int, metadata: tuple[tuple[str, str], ...]
-    ) -> Outcome:
+    async def _ask(self, step: Ask, request: charging_pb2.ChargeRequest, deadline_ms: int) -> Outcome:
         # No await before the call: it must go to the life of the substation that the desk knows.
         peer, left_ms = self._peers[step.address], deadline_ms - self._clock.now_ms()
         if left_ms <= 0:
@@ -189,7 +190,7 @@ class Router:
             return Refused(overloaded, sent=False)
         outcome: Outcome = Lost()
         try:
-            outcome = await self._send(step, peer, request, left_ms, metadata)
+            outcome = await self._send(step, peer, request, left_ms)
         finally:
             peer.admission.leave(seconds(), served=not isinstance(outcome, Lost))
         return outcome
@@ -200,14 +201,15 @@ class Router:
         peer: Peer,
         request: charging_pb2.ChargeRequest,
         left_ms: int,
-        metadata: tuple[tuple[str, str], ...],
     ) -> Outcome:
         try:
-            response = await peer.charging.Charge(request, timeout=left_ms / 1000, metadata=metadata)
+            with tracing.calling(request, step.address):
+                response = await peer.charging.Charge(request, timeout=left_ms / 1000, metadata=tracing.metadata())
         except grpc.aio.AioRpcError as error:
             ours = from_rpc_error(error)
-            log.info(
+            log.debug(
                 "charge failed",
+                request_id=request.request_id,
                 substation=step.substation_id,
                 address=step.address,
                 code=error.code().name,
@@ -272,8 +274,10 @@ class Router:
             owner=doubt.key.owner, request_id=doubt.key.request_id, attempt_id=doubt.attempt_id
         )
         try:
-            with peer.in_use():
-                response = await peer.reports.ResolveCharge(request, timeout=_RESOLVE_TIMEOUT_S)
+            with peer.in_use(), tracing.calling(request, peer.address):
+                response = await peer.reports.ResolveCharge(
+                    request, timeout=_RESOLVE_TIMEOUT_S, metadata=tracing.metadata()
+                )
             return _resolved(response, doubt)
         except grpc.aio.AioRpcError as error:
             why = f"{error.code().name} {error.details()}"
@@ -311,14 +315,15 @@ class Router:
             survivor_attempt_id=duplicate.survivor_attempt_id,
         )
         line = log.bind(
+            request_id=duplicate.key.request_id,
             substation=duplicate.substation_id,
             address=address,
             session_id=duplicate.session_id,
             survivor=duplicate.survivor_session_id,
         )
         try:
-            with peer.in_use():
-                await peer.reports.EndDuplicate(request, timeout=_RESOLVE_TIMEOUT_S)
+            with peer.in_use(), tracing.calling(request, address):
+                await peer.reports.EndDuplicate(request, timeout=_RESOLVE_TIMEOUT_S, metadata=tracing.metadata())
         except grpc.aio.AioRpcError as error:
             if news.is_new((error.code(), error.details())):
                 line.info("duplicate not ended", code=error.code().name, details=error.details())

@@ -4,13 +4,13 @@ import asyncio
 import base64
 import binascii
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from balancer import wire
 from balancer.changes import Changes
@@ -18,6 +18,7 @@ from balancer.desk import Desk
 from balancer.peers import RETRY_MS, Peer, Peers
 from balancer.router import Router
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
+from mesh import tracing
 from mesh.admission import Admission
 from mesh.batching import charge_all
 from mesh.clock import Clock
@@ -29,7 +30,7 @@ from mesh.model import ErrorReason
 
 log = structlog.get_logger()
 
-Req = TypeVar("Req")
+Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res")
 
 MAX_PAGE = 1_000
@@ -38,7 +39,6 @@ DEFAULT_PAGE = 100
 _PAGE_TIMEOUT_S = 2.0
 _COALESCE_S = 0.1
 _HEARTBEAT_S = 1.0
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Forwarder:
@@ -89,8 +89,8 @@ class Forwarder:
         if not peer.ready():
             raise peer.unreachable(substation_id, "not connected")
         try:
-            with peer.in_use():
-                return await rpc(request, timeout=timeout_s)
+            with peer.in_use(), tracing.calling(request, peer.address):
+                return await rpc(request, timeout=timeout_s, metadata=tracing.metadata())
         except grpc.aio.AioRpcError as error:
             raise peer.error_of(error, substation_id) from None
 
@@ -108,9 +108,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         self._changes = changes
 
     async def Charge(self, request: charging_pb2.ChargeRequest, context: Context) -> charging_pb2.ChargeResponse:
-        metadata = dict(context.invocation_metadata() or ())
-        trace = _traceparent(str(metadata.get("traceparent", "")))
-        return await self._router.charge(request, self._forward.timeout_s(context), trace)
+        return await self._router.charge(request, self._forward.timeout_s(context))
 
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
@@ -124,7 +122,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         self, item: charging_pb2.ChargeBatchItem, timeout_s: float | None
     ) -> charging_pb2.ChargeResponse:
         assert timeout_s is not None, "a call without a deadline has the default one"
-        return await self._router.charge(item.request, timeout_s, _traceparent(item.traceparent))
+        return await self._router.charge(item.request, timeout_s)
 
     async def GetSession(
         self, request: charging_pb2.GetSessionRequest, context: Context
@@ -146,7 +144,8 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         peer, substation_id = self._forward.for_session(request.session_id)
         if not peer.ready():
             raise peer.unreachable(substation_id, "not connected")
-        call = peer.charging.WatchSession(request, timeout=context.time_remaining())
+        timeout_s = context.time_remaining()
+        call = peer.charging.WatchSession(request, timeout=timeout_s, metadata=tracing.metadata())
         self._changes.on_close(call.cancel)
         latest = Latest(call)
         try:
@@ -295,8 +294,3 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             wire.substation_message(known, view.state(known, now), self._desk.ejections.ejected(known.address), now)
             for known in sorted(view, key=lambda known: known.address)
         ]
-
-
-def _traceparent(text: str) -> str:
-    """A W3C trace context as it came, or nothing: what is none must not end up in headers."""
-    return text if _TRACEPARENT.fullmatch(text) else ""

@@ -12,6 +12,7 @@ from gateway.metrics import HttpMetrics
 from gateway.routes import MAX_LARGE_BODIES, Api
 from gateway.settings import GatewaySettings
 from gateway.table import operations
+from mesh import tracing
 from mesh.admission import Admission, Bound
 from mesh.clock import SystemClock
 from mesh.metrics import MetricsPage, new_registry
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 
 async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
     """Serves until `stopping`."""
+    tracing.start("gateway")
     registry = new_registry()
     listener = server.bind(settings.host, settings.port)
     page = MetricsPage(settings.host, settings.metrics_port, registry)

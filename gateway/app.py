@@ -15,10 +15,15 @@ from gateway import problems
 from gateway.metrics import UNMATCHED, HttpMetrics
 from gateway.operation import EVENT_STREAM, Handler, Operation
 from gateway.problems import Naming, ProblemError, ProblemResponse
-from mesh import clock
+from mesh import clock, tracing
 from mesh.errors import MeshError
+from mesh.tracing import Kind
 
 log = structlog.get_logger()
+
+# Health, readiness and pages are asked again and again: they have no traces.
+_TRACED = "/v1/"
+_TRACEPARENT = tracing.TRACEPARENT.encode()
 
 
 def build(operations: Iterable[Operation], metrics: HttpMetrics) -> ASGIApp:
@@ -47,10 +52,24 @@ class _Path:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route_template"] = self._path
-        response = await self._respond(Request(scope, receive))
+        response = await self._traced(Request(scope, receive))
         if isinstance(response, ProblemResponse):
             scope["problem_reason"] = response.reason
         await response(scope, receive, send)
+
+    async def _traced(self, request: Request) -> Response:
+        """The response within the client's trace, if it said one. A span ends where the response begins."""
+        tracing.came_with(_traceparent(request))
+        if not (tracing.exporting() and self._path.startswith(_TRACED)):
+            return await self._respond(request)
+        # The route, not the path: what a client writes into that may be of a person.
+        attributes = {"http.request.method": request.method, "http.route": self._path}
+        with tracing.span(f"{request.method} {self._path}", Kind.SERVER, attributes) as span:
+            response = await self._respond(request)
+            span.set("http.response.status_code", response.status_code)
+            if response.status_code >= 500:
+                span.failed(str(response.status_code))
+            return response
 
     async def _respond(self, request: Request) -> Response:
         handler = self._handlers.get(request.method)
@@ -66,6 +85,12 @@ class _Path:
         except Exception:
             log.exception("request failed", method=request.method, route=self._path)
             return problems.response(problems.internal())
+
+
+def _traceparent(request: Request) -> str:
+    """As it came, or nothing: two of them are none."""
+    came = [value for name, value in request.scope["headers"] if name == _TRACEPARENT]
+    return came[0].decode("latin-1") if len(came) == 1 else ""
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

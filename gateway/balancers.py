@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from gateway.problems import Naming, ProblemError, ended, of_call, of_charge, too_late, unreachable
 from gateway.upstream import Balancer
 from gridmesh.v1 import charging_pb2
+from mesh import tracing
 from mesh.clock import seconds
 from mesh.model import ErrorReason
 from mesh.status import from_rpc_error
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from grpc.aio import UnaryStreamCall, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
 
 log = structlog.get_logger()
-Req = TypeVar("Req")
+Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res")
 
 _NO_NAMES = Naming()
@@ -84,11 +86,11 @@ class Balancers:
         balancer = await self.chosen()
         try:
             try:
-                return await method(balancer)(request, timeout=until - seconds())
+                return await _ask(method, balancer, request, until)
             except grpc.aio.AioRpcError as error:
                 if (other := self._instead(balancer, error)) is None:
                     raise
-            return await method(other)(request, timeout=until - seconds())
+            return await _ask(method, other, request, until)
         except grpc.aio.AioRpcError as error:
             raise ProblemError(of_call(error, naming)) from None
 
@@ -104,23 +106,25 @@ class Balancers:
         balancer = await self.chosen()
         request = attempt()
         try:
-            return await balancer.charging.Charge(request, timeout=until - seconds())
+            return await _ask(_charge, balancer, request, until)
         except grpc.aio.AioRpcError as error:
-            problem = of_charge(error, naming, request.request_id)
+            problem, told = of_charge(error, naming, request.request_id), from_rpc_error(error) is not None
             if (other := self._instead(balancer, error)) is None:
-                raise ProblemError(problem) from None
+                raise ProblemError(problem, told=told) from None
         try:
-            return await other.charging.Charge(attempt(), timeout=until - seconds())
+            return await _ask(_charge, other, attempt(), until)
         except grpc.aio.AioRpcError as error:
             # A refusal of the later attempt says nothing of the first.
-            in_doubt = problem.reason == ErrorReason.OUTCOME_UNKNOWN.name
-            raise ProblemError(problem if in_doubt else of_charge(error, naming, request.request_id)) from None
+            if problem.reason == ErrorReason.OUTCOME_UNKNOWN.name:
+                raise ProblemError(problem, told=told) from None
+            problem, told = of_charge(error, naming, request.request_id), from_rpc_error(error) is not None
+            raise ProblemError(problem, told=told) from None
 
     async def open(
         self, method: Callable[[Balancer], "UnaryStreamMultiCallable[Req, Res]"], request: Req
     ) -> tuple["UnaryStreamCall[Req, Res]", Res]:
         """A stream without a deadline, with its first message, which has one."""
-        call = method(await self.chosen())(request)
+        call = method(await self.chosen())(request, metadata=tracing.metadata())
         try:
             async with asyncio.timeout(self.timeout_s):
                 first = await call.read()
@@ -139,3 +143,16 @@ class Balancers:
     async def close(self) -> None:
         """Ends all connections."""
         await asyncio.gather(*(balancer.close() for balancer in self._all))
+
+
+def _charge(
+    to: Balancer,
+) -> "UnaryUnaryMultiCallable[charging_pb2.ChargeRequest, charging_pb2.ChargeResponse]":
+    return to.charging.Charge
+
+
+async def _ask(
+    method: Callable[[Balancer], "UnaryUnaryMultiCallable[Req, Res]"], balancer: Balancer, request: Req, until: float
+) -> Res:
+    with tracing.calling(request, balancer.target):
+        return await method(balancer)(request, timeout=until - seconds(), metadata=tracing.metadata())

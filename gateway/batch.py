@@ -11,6 +11,7 @@ from gateway.bodies import Reader
 from gateway.problems import Naming, ProblemError
 from gateway.schemas import BatchItem, BatchOutcome, Problem
 from gridmesh.v1 import charging_pb2
+from mesh import tracing
 from mesh.errors import MeshError
 from mesh.status import from_status
 
@@ -37,9 +38,9 @@ class Batch:
             self._sent.append(translate.charge_request(body, outcome.request_id, new_id(), not_after_ms))
             self._positions.append(index)
         except ProblemError as error:
-            _fail(outcome, error.problem)
+            _fail_here(outcome, error.problem)
         except MeshError as error:
-            _fail(outcome, problems.of_mesh(error, Naming(f"#/{index}")))
+            _fail_here(outcome, problems.of_mesh(error, Naming(f"#/{index}")))
 
     async def run(self, balancers: Balancers) -> None:
         """Sends the good ones and waits for their outcomes. Those that never come are unknown."""
@@ -47,22 +48,21 @@ class Batch:
             return
         broken = problems.problem(503, "STREAM_BROKEN", "the balancer gave no outcome")
         balancer = await balancers.chosen()
-        call = balancer.charging.ChargeBatch(
-            charging_pb2.ChargeBatchRequest(
-                items=[charging_pb2.ChargeBatchItem(request=request) for request in self._sent]
-            ),
-            timeout=balancers.timeout_s,
+        asked = charging_pb2.ChargeBatchRequest(
+            items=[charging_pb2.ChargeBatchItem(request=request) for request in self._sent]
         )
         try:
-            async for response in call:
-                for came in response.outcomes:
-                    self._take(came)
+            with tracing.calling(asked, balancer.target):
+                call = balancer.charging.ChargeBatch(asked, timeout=balancers.timeout_s, metadata=tracing.metadata())
+                async for response in call:
+                    for came in response.outcomes:
+                        self._take(came)
         except grpc.aio.AioRpcError as error:
             broken = problems.of_call(error, Naming("#"))
         for request, position in zip(self._sent, self._positions, strict=True):
             outcome = self.outcomes[position]
             if not outcome.status:
-                _fail(outcome, problems.if_sent(broken, request.request_id))
+                _fail_here(outcome, problems.if_sent(broken, request.request_id))
 
     def _take(self, came: charging_pb2.ChargeBatchOutcome) -> None:
         position = self._positions[came.index]
@@ -77,7 +77,13 @@ class Batch:
             return
         code = _CODES.get(came.status.code, grpc.StatusCode.UNKNOWN)
         request_id = self._sent[came.index].request_id
-        _fail(outcome, problems.if_sent(problems.of_status(code, came.status.message), request_id))
+        _fail_here(outcome, problems.if_sent(problems.of_status(code, came.status.message), request_id))
+
+
+def _fail_here(outcome: BatchOutcome, problem: Problem) -> None:
+    """What nobody behind the gateway knows of, or said: it has no line there."""
+    problems.log_charge(outcome.request_id or "", problem)
+    _fail(outcome, problem)
 
 
 def _fail(outcome: BatchOutcome, problem: Problem) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from starlette.responses import Response
 
 from gateway.schemas import FieldError, Problem
+from mesh import logs
 from mesh.errors import InvalidRequest, MeshError, Violation
 from mesh.model import ErrorReason
 from mesh.status import from_rpc_error
@@ -86,6 +87,8 @@ class ProblemError(Exception):
 
     problem: Problem
     headers: Mapping[str, str] = field(default_factory=dict)
+    # The mesh said so, and has a line of its own about it.
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,16 @@ def if_sent(problem_of_call: Problem, request_id: str) -> Problem:
 def too_slow() -> Problem:
     """The last event of a stream whose client stopped reading."""
     return problem(503, ErrorReason.READER_TOO_SLOW.name, "nothing could be written for too long; connect again")
+
+
+def log_charge(request_id: str, problem: Problem) -> None:
+    """The line for a charge that the gateway itself did not let pass, or never heard of again.
+
+    What is wrong with a request stays out of it: that quotes what a client wrote.
+    """
+    definite = problem.reason not in IN_DOUBT
+    why = {} if problem.status < 500 else {"why": problem.detail}
+    logs.not_served(request_id, problem.reason, definite=definite, status=problem.status, **why)
 
 
 def stopping() -> Problem:

@@ -81,8 +81,12 @@ class Api:
                     lambda: translate.charge_request(car, key, self._new_id(), self._not_after_ms()), _OF_CHARGE
                 )
         except MeshError as error:
-            raise ProblemError(problems.of_mesh(error, _OF_CHARGE), echo) from None
+            problem = problems.of_mesh(error, _OF_CHARGE)
+            problems.log_charge(key, problem)
+            raise ProblemError(problem, echo) from None
         except ProblemError as error:
+            if not error.told:
+                problems.log_charge(key, error.problem)
             raise ProblemError(error.problem, {**error.headers, **echo}) from None
         headers = {**echo, "Location": f"/v1/charges/{answer.session.session_id}"}
         return _json(translate.charge_reply(answer), 200 if answer.repeated else 201, headers)

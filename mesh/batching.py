@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import structlog
 
 from gridmesh.v1 import charging_pb2
+from mesh import logs, tracing
 from mesh.admission import Admission
 from mesh.errors import InternalError, InvalidRequest, MeshError, Violation
 from mesh.status import to_status
@@ -47,11 +48,18 @@ async def _outcome(
     charge: ChargeItem,
     admission: Admission,
 ) -> charging_pb2.ChargeBatchOutcome:
+    # An item of no trace of its own belongs to that of the batch.
+    tracing.came_with(item.traceparent)
+    admitted = False
     try:
-        timeout_s = _timeout_s(index, item, left_s)
-        with admission.admitted(timeout_s):
-            response = await charge(item, timeout_s)
+        with tracing.span("ChargeBatch item", attributes={"gridmesh.item": index}):
+            timeout_s = _timeout_s(index, item, left_s)
+            with admission.admitted(timeout_s):
+                admitted = True
+                response = await charge(item, timeout_s)
     except MeshError as error:
+        if not admitted:
+            logs.refused(item.request.request_id, error)
         return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(error))
     except Exception:
         log.exception("item failed", index=index)

@@ -24,6 +24,11 @@ class SystemClock:
         return (time.monotonic_ns() + self._offset_ns) // 1_000_000
 
 
+def wall_ns() -> int:
+    """Nanoseconds since 1970, for timestamps that only people read."""
+    return time.time_ns()
+
+
 def seconds() -> float:
     """Monotonic seconds, for durations only."""
     return time.monotonic()

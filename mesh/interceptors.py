@@ -10,6 +10,7 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
+from mesh import logs, tracing
 from mesh.admission import Admission, Bound
 from mesh.clock import seconds
 from mesh.errors import InternalError, MeshError, Refused
@@ -36,6 +37,8 @@ _WATCHED = frozenset(
     )
 )
 _OF_THE_MESH = "/gridmesh.v1."
+_CHARGE = "/gridmesh.v1.ChargingService/Charge"
+_BATCH = "/gridmesh.v1.ChargingService/ChargeBatch"
 # A reader for whom nothing could be written for so long is not fed any longer, and has so long to hear why.
 PATIENCE_S = 5.0
 _FAREWELL_S = 1.0
@@ -62,7 +65,7 @@ class Calls(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> MaybeHandler:
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
+        method, trace = handler_call_details.method, _trace_of(handler_call_details)
         if handler is None or handler.request_streaming or _writes_itself(handler):
             # Unknown methods; reflection's two-way stream, which has errors of its own; Watch of health.
             return handler
@@ -70,25 +73,30 @@ class Calls(grpc.aio.ServerInterceptor):
             grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
         )
         behavior = (
-            self._stream(method, handler.unary_stream)
+            self._stream(method, trace, handler.unary_stream)
             if handler.response_streaming
-            else self._unary(method, handler.unary_unary)
+            else self._unary(method, trace, handler.unary_unary)
         )
         wrapped: Handler = kind(behavior, handler.request_deserializer, handler.response_serializer)
         return wrapped
 
-    def _unary(self, method: str, behavior: Any) -> Any:  # noqa: ANN401 - grpcio types handlers so
+    def _unary(self, method: str, trace: str, behavior: Any) -> Any:  # noqa: ANN401 - grpcio types handlers so
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
-            started, ended = seconds(), _SERVED
+            tracing.came_with(trace)
+            started, ended, admitted = seconds(), _SERVED, False
             try:
-                if method not in _ASKED:
-                    with self._bound(method):
+                with tracing.serving(method):
+                    if method not in _ASKED:
+                        with self._bound(method):
+                            return await behavior(request, context)
+                    # By the wall clock: 0 may only say that it was set. grpc's core ends late calls by itself.
+                    with self._admission.admitted(context.time_remaining() or None):
+                        admitted = True
                         return await behavior(request, context)
-                # By the wall clock: 0 may only say that it was set. grpc's core ends calls that are late by itself.
-                with self._admission.admitted(context.time_remaining() or None):
-                    return await behavior(request, context)
             except BaseException as error:
                 ended = _ended_by(error, context)
+                if method == _CHARGE and not admitted and isinstance(error, MeshError):
+                    logs.refused(request.request_id, error)
                 await _fail(error, method, context)
                 raise
             finally:
@@ -96,11 +104,15 @@ class Calls(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, method: str, behavior: Any) -> Any:  # noqa: ANN401
+    def _stream(self, method: str, trace: str, behavior: Any) -> Any:  # noqa: ANN401
+        # What is watched has no end to wait for.
+        spanned = method == _BATCH
+
         async def call(request: Any, context: Context) -> None:  # noqa: ANN401
+            tracing.came_with(trace)
             ended = _SERVED
             try:
-                with self._bound(method):
+                with tracing.serving(method) if spanned else tracing.NOTHING, self._bound(method):
                     await self._relay(behavior(request, context), context)
             except BaseException as error:
                 ended = _ended_by(error, context)
@@ -134,6 +146,13 @@ class Calls(grpc.aio.ServerInterceptor):
         bound = self._watched if method in _WATCHED else self._others
         with bound:
             yield
+
+
+def _trace_of(details: grpc.HandlerCallDetails) -> str:
+    for name, value in details.invocation_metadata or ():
+        if name == tracing.TRACEPARENT:
+            return str(value)
+    return ""
 
 
 async def _farewell(error: MeshError, context: Context) -> None:

@@ -9,12 +9,14 @@ from typing import TypeVar
 
 import uvloop
 
-from mesh import logs, settings
+from mesh import logs, settings, tracing
 from mesh.settings import ServiceSettings, StartupError
 
 S = TypeVar("S", bound=ServiceSettings)
 
 EXIT_STARTUP = 2
+# Of the grace, what may be spent on spans that were not sent yet.
+_FLUSH_S = 1.0
 
 
 def run(
@@ -42,4 +44,7 @@ async def _until_stopped(loaded: S, serve: Callable[[S, asyncio.Event], Awaitabl
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    await serve(loaded, stopping)
+    try:
+        await serve(loaded, stopping)
+    finally:
+        await tracing.stop(min(_FLUSH_S, loaded.grace_s))

@@ -12,6 +12,7 @@ import grpc
 import structlog
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
+from mesh import logs, tracing
 from mesh.admission import Admission
 from mesh.clock import Clock, SystemClock
 from mesh.metrics import GrpcServerMetrics, MetricsPage, new_registry
@@ -78,7 +79,7 @@ def _recall(
     find_cars(plant, memory.sessions, now)
     config = StationConfig(substation_id, watts(settings.rated_kw), settings.charge_points, settings.time_scale)
     station = Station(config, rng, now, memory, SHARING[settings.sharing]())
-    structlog.contextvars.bind_contextvars(substation=substation_id)
+    logs.bind(substation=substation_id)
     return Engine(station, plant, ledger, clock, metrics, epoch)
 
 
@@ -101,6 +102,7 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     metrics.show_orphans(lambda: slots.orphans(data, slot.folder))
     clock, admission = SystemClock(), Admission(settings.max_calls, rng)
     engine = open_engine(settings, slot.folder, clock, rng, metrics)
+    tracing.start("substation", engine.report().substation_id)
     metrics.show(lambda: engine.load, settings.time_scale, lambda: engine.shown.delivered_mj // 1000)
     metrics.show_place(engine.report().substation_id, slot.folder / LEDGER)
 

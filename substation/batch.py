@@ -37,6 +37,9 @@ class Batch:
     live: bool = False
     forget: bool = False
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    # When it was written, in monotonic seconds; 0 before that.
+    began_s: float = 0.0
+    ended_s: float = 0.0
 
     def __bool__(self) -> bool:
         marks = (self.limits, self.draining, self.live, self.forget)

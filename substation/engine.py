@@ -8,10 +8,12 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 
 import structlog
 
+from mesh import tracing
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
 from mesh.errors import MeshError, Unavailable
@@ -20,6 +22,7 @@ from mesh.outlook import Outlook
 from substation import events as ev
 from substation.batch import Batch
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
+from substation.journal import SessionJournal
 from substation.ledger import Ledger, LedgerError
 from substation.limits import Limit
 from substation.load import Load, Report
@@ -67,6 +70,9 @@ class Engine:
         self._kept_w = {s.session_id: s.committed_w for s in station.sessions()}
         self._raises: dict[str, Offer] = {}
         self._load = station.load()
+        self._journal = SessionJournal(station.sessions())
+        # Timers are of no call, whoever set them: their lines must not carry its trace.
+        self._no_call = copy_context()
         # What is promised, and as of when; made when somebody asks, and made anew after changes or a second.
         self._ahead: tuple[Outlook, int] | None = None
         # Why the ledger could not be written at the last try; empty when it could.
@@ -210,9 +216,13 @@ class Engine:
         """Absorbs what a call led to, and waits until it and all before it is on disk."""
         self._absorb(events)
         done = asyncio.get_running_loop().create_future()
-        self._batch.waiting.append(done)
+        batch = self._batch
+        batch.waiting.append(done)
         self._wake.set()
-        await done
+        try:
+            await done
+        finally:
+            _trace(batch)
 
     def _hear(self, said: list[CarEvent]) -> None:
         try:
@@ -253,7 +263,7 @@ class Engine:
         for event in events:
             self._note(event)
         if self._turn_due is None:
-            self._turn_due = asyncio.get_running_loop().call_later(TURN_S, self._turn_at_last)
+            self._turn_due = asyncio.get_running_loop().call_later(TURN_S, self._turn_at_last, context=self._no_call)
         if self._batch:
             self._wake.set()
 
@@ -285,9 +295,10 @@ class Engine:
                 batch.sessions[session.session_id] = session
             case ev.Ended(session):
                 batch.end(session)
-                _log_end(session)
-            case ev.Changed():
+                self._journal.ended(session)
+            case ev.Changed(session):
                 batch.live = True
+                self._journal.changed(session)
             case ev.Metered(session):
                 self.shown.measured(session.session_id, session.measured_w)
             case ev.Offered(session_id, offer):
@@ -320,7 +331,15 @@ class Engine:
         load = self._station.load()
         if load.limit_w != self._load.limit_w:
             source = load.limit_source.name if load.limit_source else "RATED"
-            log.info("limit in force", limit_w=load.limit_w, source=source, committed_w=load.committed_w)
+            was_w = self._load.limit_w
+            log.info(
+                "limit cut" if load.limit_w < was_w else "limit raised",
+                limit_w=load.limit_w,
+                was_w=was_w,
+                source=source,
+                committed_w=load.committed_w,
+                sessions=load.active_sessions,
+            )
         if load.over_limit_ms and not self._load.over_limit_ms:
             log.error("over the limit", limit_w=load.limit_w, committed_w=load.committed_w, measured_w=load.measured_w)
         if load.sequence != self._load.sequence:
@@ -335,7 +354,7 @@ class Engine:
         at = self._station.next_event()
         if at is not None and not self._stopping:
             delay_ms = max(0, at - self._clock.now_ms())
-            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick, at)
+            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick, at, context=self._no_call)
 
     # --- commits ---------------------------------------------------------------------------------------
 
@@ -390,13 +409,15 @@ class Engine:
         # Until it is known which of the two the ledger says, only what both do is kept.
         self._kept_w = {name: min(self._kept_w.get(name, 0), watts) for name, watts in kept.items()}
         raises, self._raises = self._raises, {}
-        started = seconds()
+        batch.began_s = seconds()
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._ledger.commit, changes)
         except LedgerError:
             self._raises = {**raises, **self._raises}
             raise
-        self._metrics.commit.observe(seconds() - started)
+        finally:
+            batch.ended_s = seconds()
+        self._metrics.commit.observe(batch.ended_s - batch.began_s)
         self._kept_w = kept
         for session in copies.live:
             # Read anew: the copy is as old as the commit took.
@@ -440,11 +461,11 @@ class Engine:
             self._turn()
 
 
-def _log_end(session: Session) -> None:
-    if session.stop_reason is StopReason.OVERCURRENT_FAULT:
-        log.warning("car disconnected: it drew more than granted", session_id=session.session_id)
-    elif session.stop_reason is StopReason.DUPLICATE:
-        log.warning("duplicate ended", session_id=session.session_id, survivor=session.duplicate_of)
+def _trace(batch: Batch) -> None:
+    """The commit, as a part of each call that waited for it: one serves all that had gathered."""
+    if tracing.exporting() and batch.ended_s:
+        attributes: dict[str, tracing.Value] = {"db.system.name": "sqlite", "gridmesh.commit.calls": len(batch.waiting)}
+        tracing.past("ledger commit", batch.began_s, batch.ended_s, attributes)
 
 
 def _unknown() -> MeshError:

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from gridmesh.v1 import (
@@ -18,7 +19,7 @@ from gridmesh.v1 import (
     reports_pb2,
     reports_pb2_grpc,
 )
-from mesh import ids, requests
+from mesh import ids, logs, requests
 from mesh.admission import Admission
 from mesh.batching import charge_all
 from mesh.charge import Key
@@ -29,6 +30,8 @@ from substation import paging, wire
 from substation.engine import Engine
 from substation.metrics import SubstationMetrics
 from substation.sessions import Session
+
+log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -54,11 +57,18 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
         return await self._charge(request)
 
     async def _charge(self, request: charging_pb2.ChargeRequest) -> charging_pb2.ChargeResponse:
+        # A balancer names the attempt, and says itself what it decided.
+        direct = not request.attempt_id
         try:
             session, repeated = await self._admit(request)
         except MeshError as error:
             self._metrics.sessions.labels("refused", error.reason.name).inc()
+            if direct:
+                logs.refused(request.request_id, error)
             raise
+        if direct:
+            event = "repeated" if repeated else "placed"
+            log.info(event, request_id=request.request_id, session_id=session.session_id, policy="direct")
         response = charging_pb2.ChargeResponse(
             session=_shown(self._engine, session), load=wire.load_report(self._engine.report()), repeated=repeated
         )

@@ -1,0 +1,55 @@
+"""What an operator reads of the sessions: one line per change of state, each with request id and session id."""
+
+from collections.abc import Iterable
+
+import structlog
+
+from mesh.model import SessionState, StopReason
+from mesh.units import kilowatt_hours
+from substation.sessions import Session
+
+log = structlog.get_logger()
+
+# How a session ends that somebody should look at.
+_ALARMING = {
+    StopReason.OVERCURRENT_FAULT: "car disconnected: it drew more than granted",
+    StopReason.DUPLICATE: "duplicate ended",
+}
+
+
+class SessionJournal:
+    """The states that were told. Who is admitted and charges at once is no news: whoever placed it says so."""
+
+    def __init__(self, live: Iterable[Session]) -> None:
+        self._told = {session.session_id: session.state for session in live}
+
+    def changed(self, session: Session) -> None:
+        """Something of a live session changed."""
+        state, before = session.state, self._told.get(session.session_id)
+        if state is before:
+            return
+        self._told[session.session_id] = state
+        if before is None and state is SessionState.CHARGING:
+            return
+        was = {} if before is None else {"was": before.name}
+        log.info(f"session {state.name.lower()}", **_of(session), **was, **_why(session))
+
+    def ended(self, session: Session) -> None:
+        """It is over."""
+        self._told.pop(session.session_id, None)
+        line = log.bind(**_of(session), reason=session.stop_reason.name)
+        if session.stop_reason is StopReason.DUPLICATE:
+            line = line.bind(survivor=session.duplicate_of)
+        kwh = round(kilowatt_hours(session.delivered_mj), 3)
+        event = _ALARMING.get(session.stop_reason)
+        (line.warning if event else line.info)(event or "session ended", delivered_kwh=kwh)
+
+
+def _of(session: Session) -> dict[str, str]:
+    return {"request_id": session.charge.key.request_id, "session_id": session.session_id}
+
+
+def _why(session: Session) -> dict[str, str]:
+    """Why it has less than it could take, if it has."""
+    reason, source = session.limit_reason, session.limit_source
+    return {**({"reason": reason.name} if reason else {}), **({"source": source.name} if source else {})}
