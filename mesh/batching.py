@@ -48,8 +48,8 @@ async def _outcome(
     charge: ChargeItem,
     admission: Admission,
 ) -> charging_pb2.ChargeBatchOutcome:
-    # An item of no trace of its own belongs to that of the batch.
-    tracing.came_with(item.traceparent)
+    if item.traceparent:  # else it belongs to the batch's
+        tracing.came_with(item.traceparent)
     admitted = False
     try:
         with tracing.span("ChargeBatch item", attributes={"gridmesh.item": index}):

@@ -67,9 +67,11 @@ _tracer: "Tracer | None" = None
 
 
 def came_with(text: str) -> None:
-    """What this task does from now on belongs to that trace. What is no traceparent is dropped."""
-    if _VALID.fullmatch(text):
-        here.set(text)
+    """What this task does from now on belongs to that trace, or to none where that is no traceparent.
+
+    Also to none: a task may begin where another one, of another trace, ends.
+    """
+    here.set(text if _VALID.fullmatch(text) else "")
 
 
 def trace_id() -> str:

@@ -567,6 +567,7 @@ async def test_a_duplicate_is_ended_for_the_survivor_of_the_moment(
         await until(lambda: not balancer.router._ending)
     assert [line["event"] for line in lines] == ["duplicate not ended", "duplicate ended"]
     assert (lines[-1]["substation"], lines[-1]["address"]) == ("a", a.address)
+    assert lines[-1]["request_id"] == key().request_id
     assert a.reports.asked_to_end[0].survivor_attempt_id == attempt_id(2)
     assert a.reports.asked_to_end[-1].survivor_attempt_id == attempt_id(3)
     assert scanned == [1_000] + [1] * (len(scanned) - 1), "a retry looks at its own key"
