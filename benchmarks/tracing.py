@@ -165,6 +165,8 @@ def main() -> None:
     receiver, port = Receiver(), free_port()
     sides = [
         Side("before", root=told.before.resolve()),
+        # How much of a difference is chance.
+        Side("before, again", root=told.before.resolve()),
         Side("no export"),
         Side("no export, a `traceparent` came", header=TRACEPARENT),
         Side("no export, a line per decision", level="info"),
