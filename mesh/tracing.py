@@ -110,7 +110,7 @@ def calling(request: Message, address: str) -> Span:
     if _tracer is None:
         return NOTHING
     host, _, port = address.rpartition(":")
-    where = {"server.address": host.strip("[]"), "server.port": int(port)}
+    where: dict[str, Value] = {"server.address": host.strip("[]"), "server.port": int(port)}
     return _tracer.call(_method_of(request), Kind.CLIENT, where)
 
 
