@@ -276,8 +276,9 @@ class Watchdog:
         self._due = seconds() + self._silence_s
 
     def raise_if_bitten(self) -> None:
-        """TimeoutError when the stream was cancelled from here rather than from outside."""
-        if self._bitten:
+        """TimeoutError when the stream was cancelled from here and its task not from outside as well."""
+        task = asyncio.current_task()
+        if self._bitten and not (task and task.cancelling()):
             raise TimeoutError
 
     def close(self) -> None:

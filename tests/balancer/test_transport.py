@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from balancer import wire
+from balancer import subscriptions, wire
 from balancer.admissions import Duplicate
 from balancer.changes import Changes
 from balancer.desk import Desk
@@ -376,6 +376,29 @@ async def test_a_substation_that_falls_silent_is_stale_and_fresh_again_when_it_s
     await until(lambda: a.reports.streams >= 2)
     a.reports.silent = False
     await until(lambda: balancer.state(a) is ReportState.FRESH)
+
+
+async def test_a_balancer_that_stops_in_the_moment_in_which_a_stream_is_given_up_stops_all_the_same(
+    a: Substation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balancer = Balancer(a)
+    stopped = []
+
+    class Late(subscriptions.Watchdog):
+        def _check(self) -> None:
+            if self._due <= seconds():
+                stopped.append(asyncio.ensure_future(balancer.subscriptions.stop()))
+                balancer.subscriptions._tasks[a.address].cancel()
+            super()._check()
+
+    monkeypatch.setattr(subscriptions, "Watchdog", Late)
+    balancer.subscriptions.start()
+    await balancer.subscriptions.first_reports(5)
+    a.reports.silent = True
+    await until(lambda: bool(stopped))
+    async with asyncio.timeout(5):
+        await stopped[0]
+    await balancer.peers.close()
 
 
 async def test_a_lost_connection_sends_cars_elsewhere_at_once(balancer: Balancer, a: Substation, b: Substation) -> None:
