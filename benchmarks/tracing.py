@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, default=ROOT, help="a checkout to compare with (default: this one)")
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--charges", type=int, default=300, help="of each mesh in each round")
+    parser.add_argument("--sides", type=int, default=6, help="only the first so many meshes, for more rounds of them")
     told = parser.parse_args()
     receiver, port = Receiver(), free_port()
     sides = [
@@ -171,7 +172,7 @@ def main() -> None:
         Side("no export, a `traceparent` came", header=TRACEPARENT),
         Side("no export, a line per decision", level="info"),
         Side("exported", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{port}"}),
-    ]
+    ][: told.sides]
     with ExitStack() as stopping, tempfile.TemporaryDirectory() as folder:
         stopping.enter_context(listening(receiver, port))
         for number, side in enumerate(sides):

@@ -447,7 +447,7 @@ class Engine:
         self._station.block(NotAccepting.LEDGER)
         now = self._clock.now_ms()
         for session_id in batch.withdraw_admissions():
-            log.warning("admission withdrawn: the ledger did not take it", session_id=session_id)
+            self._journal.withdrawn(batch.admitted[session_id])
             self._absorb(self._station.withdraw(session_id, now))
         self._batch.take_back(batch)
         batch.resolve(_unknown())

@@ -34,15 +34,22 @@ class SessionJournal:
         was = {} if before is None else {"was": before.name}
         log.info(f"session {state.name.lower()}", **_of(session), **was, **_why(session))
 
+    def withdrawn(self, session: Session) -> None:
+        """Its admission could not be kept, so nobody was told of it."""
+        self._told.pop(session.session_id, None)
+        log.warning("admission withdrawn: the ledger did not take it", **_of(session))
+
     def ended(self, session: Session) -> None:
         """It is over."""
         self._told.pop(session.session_id, None)
-        line = log.bind(**_of(session), reason=session.stop_reason.name)
+        why: dict[str, object] = {
+            "reason": session.stop_reason.name,
+            "delivered_kwh": round(kilowatt_hours(session.delivered_mj), 3),
+        }
         if session.stop_reason is StopReason.DUPLICATE:
-            line = line.bind(survivor=session.duplicate_of)
-        kwh = round(kilowatt_hours(session.delivered_mj), 3)
+            why["survivor"] = session.duplicate_of
         event = _ALARMING.get(session.stop_reason)
-        (line.warning if event else line.info)(event or "session ended", delivered_kwh=kwh)
+        (log.warning if event else log.info)(event or "session ended", **_of(session), **why)
 
 
 def _of(session: Session) -> dict[str, str]:

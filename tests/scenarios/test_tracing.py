@@ -6,11 +6,13 @@ from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
+from gridmesh.v1 import reports_pb2
 from tests.mesh_processes import Mesh, free_port, wait_for
-from tests.scenarios.asking import CAR, new_key, post_car
+from tests.scenarios.asking import CAR, Server, new_key, post_car
 from tests.scenarios.receiver import Received, Receiver, listening
 
 CHARGE = "gridmesh.v1.ChargingService/Charge"
@@ -196,6 +198,34 @@ def test_a_cut_and_what_it_does_to_sessions_are_lines(traced: Traced) -> None:
 def granted(mesh: Mesh, session_id: str) -> float:
     power: float = mesh.http.get(f"/v1/charges/{session_id}").json()["session"]["granted_power_kw"]
     return power
+
+
+def test_a_substation_that_is_asked_directly_says_itself_what_it_decided(traced: Traced) -> None:
+    station = Server(traced.mesh, "a")
+    placed, refused = new_key(), new_key()
+    station.charge(placed)
+    with pytest.raises(grpc.RpcError):
+        station.charge(refused, max_power_kw=-1.0)
+    (line,) = lines(traced.mesh, "a", "placed", request_id=placed)
+    assert line["policy"] == "direct"
+    (line,) = lines(traced.mesh, "a", "refused", request_id=refused)
+    assert line["reason"] == "INVALID_REQUEST"
+    assert line["trace_id"], "a call of no trace begins one"
+
+
+def test_a_duplicate_that_is_ended_is_a_warning_with_its_survivor(traced: Traced) -> None:
+    station, key = Server(traced.mesh, "a"), new_key()
+    session = station.charge(key).session
+    trace_id, _, header = new_trace()
+    asked = reports_pb2.EndDuplicateRequest(
+        session_id=session.session_id,
+        survivor_session_id=f"b.{session.session_id.split('.')[1]}",
+        survivor_attempt_id="01ffffff-ffff-7fff-bfff-ffffffffffff",
+    )
+    station.reports.EndDuplicate(asked, timeout=5, metadata=tuple(header.items()))
+    (line,) = lines(traced.mesh, "a", "duplicate ended", request_id=key)
+    assert (line["level"], line["trace_id"]) == ("warning", trace_id)
+    assert (line["session_id"], line["survivor"]) == (session.session_id, asked.survivor_session_id)
 
 
 def test_each_item_of_a_batch_has_its_own_branch(traced: Traced) -> None:
