@@ -19,8 +19,7 @@ CHARGE = "gridmesh.v1.ChargingService/Charge"
 COMMIT = "ledger commit"
 # Nobody else is called so, in any part of any line.
 PERSON = "WVWZZZ1KZ6W000001"
-# One car at a time can be refused for want of a charge point.
-STATIONS = 2
+STATIONS = 1
 JSON = {module: {"LOG_FORMAT": "json"} for module in ("gateway", "balancer", "substation")}
 
 _traces = count(1)
@@ -51,7 +50,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environ.items():
             patch.setenv(name, value)
-        mesh = Mesh(tmp_path_factory.mktemp("mesh"), rated_kw=(100.0,) * STATIONS, charge_points=40, settings=JSON)
+        mesh = Mesh(tmp_path_factory.mktemp("mesh"), rated_kw=(100.0,) * STATIONS, settings=JSON)
         running = Traced(mesh, Receiver(), port)
         with running.listening, mesh:
             running.listen()
