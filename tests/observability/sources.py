@@ -62,6 +62,11 @@ def targets() -> list[Target]:
     ]
 
 
+def groups() -> list[dict[str, Any]]:
+    """Of rules."""
+    return [group for path in RULE_FILES for group in yaml.safe_load(path.read_text())["groups"]]
+
+
 @cache
 def rules() -> list[dict[str, Any]]:
     return [

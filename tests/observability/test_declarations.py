@@ -63,6 +63,13 @@ def test_prometheus_asks_where_the_services_show_their_metrics() -> None:
     assert asked == {name: ([name], port) for name, port in ports.items()}
 
 
+def test_no_rule_is_evaluated_more_rarely_than_prometheus_looks_back() -> None:
+    """What it records would be missing in between, and alerts on it would begin anew each time."""
+    compose = (sources.ROOT / "compose.yml").read_text()
+    (looks_back_s,) = re.findall(r"--query.lookback-delta=(\d+)s", compose)
+    assert max(int(group.get("interval", "5s").removesuffix("s")) for group in sources.groups()) < int(looks_back_s)
+
+
 @pytest.mark.parametrize("name", alerts())
 def test_every_alert_leads_to_its_paragraph(name: str) -> None:
     alert = alerts()[name]
