@@ -63,7 +63,7 @@ drift: $(VENV)/.dev ## generated/ is what protos/ says, the dashboards are what 
 	@$(BIN)/python deploy/protos.py check && $(BIN)/python -m observability.dashboards check
 
 unit: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/.dev ## faults on a real mesh for MINUTES=10, drawn from SEED=n, and whether a promise was broken
 	@$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))

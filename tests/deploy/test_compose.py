@@ -63,7 +63,7 @@ def test_only_what_people_open_is_published_and_on_loopback(name: str) -> None:
     assert SERVICES[name].get("ports", []) == ([f"127.0.0.1:{port}:{port}"] if port else [])
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - ON_DEMAND)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - ON_DEMAND))
 def test_a_service_is_asked_how_it_is_and_not_only_whether_its_port_is_open(name: str) -> None:
     check = SERVICES[name]["healthcheck"]
     assert check["test"][0] == "CMD", "no shell is needed"
