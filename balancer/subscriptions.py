@@ -200,8 +200,10 @@ class Subscription:
         result = self._desk.reported(self._peer.address, load, now)
         self._journal.look(now, SILENT)
         self._counts[result].inc()
-        # A substation that is followed at another address is not followed here.
-        (self.reported.clear if self._desk.view[self._peer.address].load is None else self.reported.set)()
+        if self._desk.view[self._peer.address].load is None:
+            self.reported.clear()  # it is followed at another address
+        else:
+            self.reported.set()
         self._on_change()
         return True
 

@@ -2,7 +2,7 @@
 """A gateway on a free port, and a balancer that can be told to fail in every way a real one cannot."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -220,12 +220,17 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway_before(
-    port: int, fake: FakeBalancer, timeout_s: float = 5.0, heartbeat_s: float = 15.0, most: int = 1_000
+    port: int,
+    fake: FakeBalancer,
+    timeout_s: float = 5.0,
+    heartbeat_s: float = 15.0,
+    most: int = 1_000,
+    others: Sequence[int] = (),
 ) -> AsyncIterator[Gateway]:
-    """A gateway whose balancer is, or will be, at `port`."""
+    """A gateway whose balancer is, or will be, at `port`, and more of them at `others`."""
     listener = server.bind("127.0.0.1", 0)
     registry, stopping = CollectorRegistry(), asyncio.Event()
-    balancers = Balancers([f"127.0.0.1:{port}"], timeout_s)
+    balancers = Balancers([f"127.0.0.1:{each}" for each in (port, *others)], timeout_s)
     admission, streams = Admission(most, Random(7)), Bound(most, "event streams")
     large, metrics = Bound(1, "large bodies"), HttpMetrics(registry)
     api = Api(

@@ -80,12 +80,12 @@ class Seen:
             self.refusals[name] = error
 
     async def watch_health(self, channel: grpc.aio.Channel, begun: asyncio.Event) -> None:
+        """To the end, which must not be that of the time that a stop may take: that would be an error here."""
         stub: Any = health_pb2_grpc.HealthStub(channel)
         async for answer in stub.Watch(health_pb2.HealthCheckRequest()):
             begun.set()
             if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
                 self.order.append("health")
-                return
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from mesh.errors import Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
 from substation.cars import CarEvent, Confirmed, Plugged, Reading
 from substation.engine import Engine, find_cars
+from substation.events import Event
 from substation.ledger import Ledger
 from substation.limits import Limit
 from substation.metrics import SubstationMetrics
@@ -323,3 +324,22 @@ async def test_a_defect_breaks_the_engine_for_all_to_see(tmp_path: Path, monkeyp
         monkeypatch.setattr(engine._station, "measured", lambda *_: 1 // 0)
         plant.say([Reading(session.session_id, 1, 1)])
         assert isinstance(engine.broken.exception(), ZeroDivisionError)
+
+
+async def test_what_many_cars_say_at_once_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, looks = Plant(), 0
+
+    def counted(station: Station) -> list[Event]:
+        nonlocal looks
+        looks += 1
+        return settle(station)
+
+    settle = Station.settle
+    async with an_engine(tmp_path, plant) as engine:
+        session, _ = await engine.charge(a_charge("car"))
+        monkeypatch.setattr(Station, "settle", counted)
+        for power_w in range(10_000, 10_200):
+            plant.say([Reading(session.session_id, power_w, 5_000)])
+        assert looks <= 20, "a look at every session for each word would take as many as there are sessions, squared"
+        await until(lambda: engine.report().load.measured_w == 10_199, 1)
+        monkeypatch.undo()
