@@ -376,7 +376,9 @@ class ChargeResponse(_message.Message):
 
     @_builtins.property
     def load(self) -> _load_pb2.LoadReport:
-        """The substation's load after the commit, so that the caller's view is current at once."""
+        """The substation's load after the commit, so that the caller's view is current at once. In a batch it
+        stands beside the outcomes.
+        """
 
     def __init__(
         self,
@@ -616,18 +618,26 @@ class ChargeBatchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChargeBatchOutcome]:
         """Those that became known together."""
+
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[_load_pb2.LoadReport]:
+        """The load of each substation that admitted one of them, after the commit: said once, and so left
+        out of the responses.
+        """
 
     def __init__(
         self,
         *,
         outcomes: _abc.Iterable[Global___ChargeBatchOutcome] | None = ...,
+        loads: _abc.Iterable[_load_pb2.LoadReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loads", b"loads", "outcomes", b"outcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
