@@ -40,7 +40,7 @@ async def serve(settings: BalancerSettings, stopping: asyncio.Event) -> None:
     names = [name for target in settings.substations if (name := name_of(target)) is not None]
     desk = Desk(fixed, settings.report_interval_ms, rng)
     registry.register(DeskCollector(desk, clock))
-    peers = Peers(fixed, rng, settings.max_calls)
+    peers = Peers(fixed, rng, settings.max_calls, together=settings.coalesce)
     admission = Admission(settings.max_calls, rng)
     router = Router(desk, peers, clock, rng, metrics)
 

@@ -218,6 +218,17 @@ class Attempt:
         """The next step after what came of the last."""
         return self._move(self._event(outcome), outcome, now)
 
+    def stands(self) -> bool:
+        """Whether what it said may still be sent: to the life of the substation on which it was decided.
+
+        A later life's complete snapshot, if it came before the call is sent, would settle a doubt of which it knows
+        nothing. A repeat finds its session in every life.
+        """
+        if self.state is not State.ASKING or self._epoch is None:
+            return True
+        assert self._asked is not None
+        return self._desk.epoch_of(self._asked.address) == self._epoch
+
     def interrupted(self, now: int) -> Doubt | None:
         """The caller stops for a reason of its own. What was sent is in doubt; the doubt is returned."""
         if self.state is State.ASKING:

@@ -157,7 +157,7 @@ class Decision:
             self._answered(step, not_at)
 
     def _answered(self, answer: Answer, not_at: dict[str, list[str]]) -> None:
-        placement, session_id = answer.placement, answer.reply.session.session_id
+        placement, session_id = answer.placement, answer.reply.response.session.session_id
         why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
         if not answer.repeated:
             why |= {

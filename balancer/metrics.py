@@ -55,14 +55,24 @@ class BalancerMetrics:
             "balancer_duplicates", "Sessions ended because their request had another one.", registry=registry
         )
         # From the start: the first of its kind is an increase only where a zero was seen before it.
-        for reason in ErrorReason:
-            self.refusals.labels(reason.name)
-        for outcome in get_args(Outcome):
-            self.tried(outcome)
+        # Kept by what they count: to find one by its label costs more than to count.
+        self._refusals = {reason: self.refusals.labels(reason.name) for reason in ErrorReason}
+        self._tries = {outcome: self.tries.labels(outcome.__name__.lower()) for outcome in get_args(Outcome)}
+        self._picks: dict[str, Counter] = {}
 
-    def tried(self, outcome: type[Outcome], times: int = 0) -> None:
+    def tried(self, outcome: type[Outcome], times: int) -> None:
         """Counts a try by what became of it; the label is the outcome's name."""
-        self.tries.labels(outcome.__name__.lower()).inc(times)
+        self._tries[outcome].inc(times)
+
+    def refused(self, reason: ErrorReason) -> None:
+        """Counts a charge that was answered with an error."""
+        self._refusals[reason].inc()
+
+    def picked(self, substation_id: str) -> None:
+        """Counts a new session by where it is."""
+        if substation_id not in self._picks:
+            self._picks[substation_id] = self.picks.labels(substation_id)
+        self._picks[substation_id].inc()
 
 
 class DeskCollector(Collector):

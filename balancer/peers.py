@@ -6,9 +6,12 @@ from random import Random
 
 import grpc
 
-from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc, reports_pb2_grpc
+from balancer import wire
+from balancer.view import Load
+from gridmesh.v1 import charging_pb2_grpc, load_pb2, operations_pb2_grpc, reports_pb2_grpc
 from mesh.admission import Admission
 from mesh.channel import open_channel
+from mesh.coalescing import Coalescer
 from mesh.errors import MeshError, Unavailable
 from mesh.model import ErrorReason
 from mesh.status import from_rpc_error
@@ -19,7 +22,7 @@ RETRY_MS = 1_000
 class Peer:
     """One substation."""
 
-    def __init__(self, address: str, admission: Admission) -> None:
+    def __init__(self, address: str, admission: Admission, *, together: bool) -> None:
         self.address = address
         # Charges that it has from here: what it cannot answer in time is not sent.
         self.admission = admission
@@ -31,6 +34,15 @@ class Peer:
         self.operations: operations_pb2_grpc.OperationsServiceAsyncStub = operations_pb2_grpc.OperationsServiceStub(
             self.channel
         )
+        self.charges = Coalescer(self.charging, together=together)
+        # The last load that came with a reply, as the message and as it is read: many replies share one.
+        self._load: tuple[load_pb2.LoadReport, Load] | None = None
+
+    def load_of(self, report: load_pb2.LoadReport) -> Load:
+        """The load that a reply carries. wire.Malformed."""
+        if self._load is None or self._load[0] is not report:
+            self._load = (report, wire.load_of(report))
+        return self._load[1]
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -58,9 +70,10 @@ class Peer:
 class Peers:
     """All of them, by address; they come and go."""
 
-    def __init__(self, addresses: Iterable[str], rng: Random, max_calls: int = 1_000) -> None:
+    def __init__(self, addresses: Iterable[str], rng: Random, max_calls: int = 1_000, *, together: bool = True) -> None:
         self._rng = rng
         self._max_calls = max_calls
+        self._together = together
         self._by_address: dict[str, Peer] = {}
         for address in addresses:
             self.add(address)
@@ -73,7 +86,7 @@ class Peers:
 
     def add(self, address: str) -> Peer:
         """One more."""
-        peer = self._by_address[address] = Peer(address, Admission(self._max_calls, self._rng))
+        peer = self._by_address[address] = Peer(address, Admission(self._max_calls, self._rng), together=self._together)
         return peer
 
     def remove(self, address: str) -> Peer:

@@ -1,12 +1,13 @@
-"""Does what an attempt says: asks substations, resolves doubts, ends duplicates.
+"""Where charges and what they leave open are dealt with: flights by key, doubts to be resolved, duplicates to be ended.
 
 One flight per key: a second call with a key that is under way here waits for the first and is then
-sent to where that went. A charge runs in a task of its own, so that a client that goes away does not
+sent to where that went. A flight outlives its caller, so that a client that goes away does not
 cancel what was sent; a doubt is resolved in a task of its own, so that it outlives its call.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -16,20 +17,20 @@ import structlog
 
 from balancer import wire
 from balancer.admissions import Duplicate
-from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
-from balancer.desk import Desk, Doubt, Fenced, Found, Replied, Settled
-from balancer.journal import Decision, EjectionJournal, News, doubt_opened, doubt_settled
+from balancer.attempt import Answer, Ask, Attempt, Late, Outcome, Step
+from balancer.desk import Desk, Doubt, Fenced, Found, Settled
+from balancer.flight import Done, Flight
+from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled
 from balancer.metrics import BalancerMetrics
-from balancer.peers import Peer, Peers
+from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh import logs, tracing
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
-from mesh.errors import MeshError, Unavailable
+from mesh.coalescing import Charged
+from mesh.errors import MeshError
 from mesh.ids import uuid7
-from mesh.model import ErrorReason
 from mesh.requests import CLOCK_TOLERANCE_MS, key_of, parse_charge
-from mesh.status import from_rpc_error
 
 log = structlog.get_logger()
 
@@ -56,11 +57,11 @@ class Router:
 
     def __init__(self, desk: Desk, peers: Peers, clock: Clock, rng: Random, metrics: BalancerMetrics) -> None:
         self._desk = desk
-        self._peers = peers
+        self.peers = peers
         self._clock = clock
         self._rng = rng
         self._metrics = metrics
-        self._flights: dict[Key, asyncio.Task[charging_pb2.ChargeResponse]] = {}
+        self._flights: dict[Key, Flight] = {}
         self._settling: dict[Doubt, _Open] = {}
         self._ending: set[str] = set()
         self._ejections = EjectionJournal(desk)
@@ -70,38 +71,51 @@ class Router:
 
     async def charge(self, request: charging_pb2.ChargeRequest, timeout_s: float) -> charging_pb2.ChargeResponse:
         """Admits one session within that time, or raises a MeshError."""
-        try:
-            return await self._charge(request, timeout_s)
-        except MeshError as error:
-            self._metrics.refusals.labels(error.reason.name).inc()
-            raise
+        future: asyncio.Future[Charged | Exception] = asyncio.get_running_loop().create_future()
 
-    async def _charge(self, request: charging_pb2.ChargeRequest, timeout_s: float) -> charging_pb2.ChargeResponse:
-        arrived_ms, timeout_ms = self._clock.now_ms(), round(timeout_s * 1000)
+        def done(came: Charged | Exception) -> None:
+            if not future.done():
+                future.set_result(came)
+
+        context = copy_context()
+        flight = context.run(self.begin, request, timeout_s, done, context)
+        try:
+            came = await future
+        except asyncio.CancelledError:
+            if flight is not None:
+                flight.abandon()
+            raise
+        if isinstance(came, Exception):
+            raise came
+        if not came.response.HasField("load"):
+            came.response.load.CopyFrom(came.load)
+        return came.response
+
+    def begin(
+        self, request: charging_pb2.ChargeRequest, timeout_s: float, done: Done, context: Context
+    ) -> Flight | None:
+        """The charge is under way; None where its key is no key. `done` hears its outcome, in `context`, as this is."""
+        arrived_ms, timeout_ms = self.now(), round(timeout_s * 1000)
         deadline_ms = arrived_ms + timeout_ms - round(min(_MARGIN * timeout_ms, _MARGIN_MOST_MS))
         try:
             key = key_of(request)
-            request = self._with_attempt(request, arrived_ms, arrived_ms + timeout_ms)
-            while (flight := self._flights.get(key)) is not None:
-                await self._landed(flight, deadline_ms)
         except MeshError as error:
             logs.refused(request.request_id, error)
-            raise
+            self.refused(error)
+            done(error)
+            return None
+        request = self._with_attempt(request, arrived_ms, arrived_ms + timeout_ms)
         attempt = Attempt(self._desk, key, request.attempt_id, lambda: self._parse(request, key))
-        task = asyncio.create_task(self._fly(attempt, request, deadline_ms))
-        self._flights[key] = task
-        task.add_done_callback(lambda _: self._flights.pop(key, None))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            attempt.abandoned = True
-            task.add_done_callback(_unheard)
-            raise
+        flight = Flight(self, attempt, request, deadline_ms, done, context)
+        flight.begin()
+        return flight
 
     def _with_attempt(
         self, request: charging_pb2.ChargeRequest, arrived_ms: int, until_ms: int
     ) -> charging_pb2.ChargeRequest:
         """The first hop names the attempt and says until when somebody waits for it."""
+        if request.attempt_id and request.HasField("not_after"):
+            return request
         named = charging_pb2.ChargeRequest()
         named.CopyFrom(request)
         if not named.attempt_id:
@@ -111,117 +125,65 @@ class Router:
         return named
 
     def _parse(self, request: charging_pb2.ChargeRequest, key: Key) -> Charge:
-        return parse_charge(request, key, self._clock.now_ms())
+        return parse_charge(request, key, self.now())
 
-    async def _landed(self, flight: asyncio.Task[charging_pb2.ChargeResponse], deadline_ms: int) -> None:
-        done, _ = await asyncio.wait({flight}, timeout=max(0.0, (deadline_ms - self._clock.now_ms()) / 1000))
-        if not done:
-            raise Unavailable(
-                ErrorReason.OUTCOME_UNKNOWN,
-                "an earlier call with this request_id is still under way; repeat with the same request_id",
-                retry_after_ms=1_000,
-            )
+    # --- for its flights ------------------------------------------------------------------------
 
-    async def _fly(
-        self, attempt: Attempt, request: charging_pb2.ChargeRequest, deadline_ms: int
-    ) -> charging_pb2.ChargeResponse:
-        decision = Decision(attempt.key.request_id)
-        try:
-            step = self._timed(attempt.begin)
-            while not isinstance(step, Answer | Fail):
-                outcome = await self._do(step, request, deadline_ms)
-                decision.tried(step, outcome)
-                step = self._after(attempt, step, outcome)
-        except MeshError as error:
-            step = Fail(error)
-        finally:
-            if (doubt := attempt.interrupted(self._clock.now_ms())) is not None:
-                self._settle(doubt)
-                self._ejections.look(doubt.address, self._clock.now_ms())
-        decision.made(step)
-        if isinstance(step, Fail):
-            raise step.error
-        return self._response(step)
+    def now(self) -> int:
+        return self._clock.now_ms()
 
-    def _after(self, attempt: Attempt, step: Step, outcome: Outcome) -> Step:
-        self._metrics.tried(type(outcome), times=1)
-        following = self._timed(lambda now: attempt.after(outcome, now))
-        if isinstance(step, Ask):
-            self._ejections.look(step.address, self._clock.now_ms())
-        return following
+    def flight(self, key: Key) -> Flight | None:
+        """The one that is under way with that key."""
+        return self._flights.get(key)
 
-    def _timed(self, decide: Callable[[int], Step]) -> Step:
+    def take_off(self, flight: Flight) -> bool:
+        """Whether no other one with its key is under way; then it is."""
+        return self._flights.setdefault(flight.attempt.key, flight) is flight
+
+    def landed(self, flight: Flight) -> None:
+        """It is over. One that never took off leaves the other with its key as it is."""
+        if self._flights.get(flight.attempt.key) is flight:
+            del self._flights[flight.attempt.key]
+
+    def timed(self, decide: Callable[[int], Step]) -> Step:
+        """The step, and how long it took to decide on it."""
         started = seconds()
-        step = decide(self._clock.now_ms())
+        step = decide(self.now())
         self._metrics.pick_seconds.observe(seconds() - started)
         return step
 
-    def _response(self, answer: Answer) -> charging_pb2.ChargeResponse:
-        response: charging_pb2.ChargeResponse = answer.reply
-        response.repeated = answer.repeated
-        response.placement.CopyFrom(wire.placement_message(answer.placement))
-        if not answer.repeated:
-            self._metrics.picks.labels(answer.placement.substation_id).inc()
-        return response
+    def after(self, attempt: Attempt, step: Step, outcome: Outcome) -> Step:
+        """The step after that one."""
+        self._metrics.tried(type(outcome), times=1)
+        following = self.timed(lambda now: attempt.after(outcome, now))
+        if isinstance(step, Ask):
+            self._ejections.look(step.address, self.now())
+        return following
 
-    # --- steps ----------------------------------------------------------------------------------
+    def interrupted(self, attempt: Attempt) -> None:
+        """It goes on no longer: what it sent is in doubt, which is settled all the same."""
+        if (doubt := attempt.interrupted(self.now())) is not None:
+            self._settle(doubt)
+            self._ejections.look(doubt.address, self.now())
 
-    async def _do(self, step: Step, request: charging_pb2.ChargeRequest, deadline_ms: int) -> Outcome:
-        match step:
-            case Ask(address=address, pause_ms=pause_ms):
-                with self._peers[address].in_use():
-                    if pause_ms:
-                        await asyncio.sleep(pause_ms / 1000)
-                    return await self._ask(step, request, deadline_ms)
-            case Resolve(doubt):
-                return await self._resolve(doubt, deadline_ms)
-        raise AssertionError(step)
-
-    async def _ask(self, step: Ask, request: charging_pb2.ChargeRequest, deadline_ms: int) -> Outcome:
-        # No await before the call: it must go to the life of the substation that the desk knows.
-        peer, left_ms = self._peers[step.address], deadline_ms - self._clock.now_ms()
-        if left_ms <= 0:
-            return Late()
-        if not peer.ready():
-            return Unreached()
-        try:
-            peer.admission.enter(left_ms / 1000)
-        except MeshError as overloaded:
-            return Refused(overloaded, sent=False)
-        outcome: Outcome = Lost()
-        try:
-            outcome = await self._send(step, peer, request, left_ms)
-        finally:
-            peer.admission.leave(seconds(), served=not isinstance(outcome, Lost))
-        return outcome
-
-    async def _send(
-        self,
-        step: Ask,
-        peer: Peer,
-        request: charging_pb2.ChargeRequest,
-        left_ms: int,
-    ) -> Outcome:
-        try:
-            with tracing.calling(request, step.address):
-                response = await peer.charging.Charge(request, timeout=left_ms / 1000, metadata=tracing.metadata())
-        except grpc.aio.AioRpcError as error:
-            ours = from_rpc_error(error)
-            log.debug(
-                "charge failed",
-                request_id=request.request_id,
-                substation=step.substation_id,
-                address=step.address,
-                code=error.code().name,
-                details=error.details(),
-            )
-            return Lost() if ours is None else Refused(ours)
-        return _replied(response)
-
-    async def _resolve(self, doubt: Doubt, deadline_ms: int) -> Outcome:
+    async def resolve(self, doubt: Doubt, within_s: float) -> Outcome:
+        """What became of a doubt; Late when that is not known in time."""
         future = self._settle(doubt)
-        done, _ = await asyncio.wait({future}, timeout=max(0.0, (deadline_ms - self._clock.now_ms()) / 1000))
+        done, _ = await asyncio.wait({future}, timeout=max(0.0, within_s))
         return future.result() if done else Late()
+
+    def reply(self, answer: Answer) -> Charged:
+        """What the client hears."""
+        charged: Charged = answer.reply
+        charged.response.repeated = answer.repeated
+        wire.set_placement(charged.response.placement, answer.placement)
+        if not answer.repeated:
+            self._metrics.picked(answer.placement.substation_id)
+        return charged
+
+    def refused(self, error: MeshError) -> None:
+        """Counts a charge that was answered with an error."""
+        self._metrics.refused(error.reason)
 
     # --- doubts ---------------------------------------------------------------------------------
 
@@ -267,7 +229,7 @@ class Router:
 
     async def _ask_what_became_of(self, doubt: Doubt, news: News) -> Found | Fenced | None:
         """The session, or a durable fence; None when it could not be asked."""
-        peer = self._peers[self._desk.view.address_of(doubt.substation_id) or doubt.address]
+        peer = self.peers[self._desk.view.address_of(doubt.substation_id) or doubt.address]
         if not peer.ready():
             return None
         request = reports_pb2.ResolveChargeRequest(
@@ -307,7 +269,7 @@ class Router:
 
     async def _ask_to_end(self, duplicate: Duplicate, news: News) -> bool:
         address = self._desk.view.address_of(duplicate.substation_id)
-        if address is None or not (peer := self._peers[address]).ready():
+        if address is None or not (peer := self.peers[address]).ready():
             return False
         request = reports_pb2.EndDuplicateRequest(
             session_id=duplicate.session_id,
@@ -349,11 +311,13 @@ class Router:
 
     async def stop(self, grace_s: float) -> None:
         """Lets charges that are under way finish, also those whose client went away."""
-        if self._flights:
-            await asyncio.wait(list(self._flights.values()), timeout=grace_s)
-        for task in [*self._flights.values(), *self._background]:
+        flights = list(self._flights.values())
+        await asyncio.gather(*(flight.landed(grace_s) for flight in flights))
+        for flight in self._flights.values():
+            flight.cancel()
+        for task in self._background:
             task.cancel()
-        await asyncio.gather(*self._flights.values(), *self._background, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -366,31 +330,6 @@ class Router:
             log.error("background work ended with an exception", exc_info=defect)
 
 
-def _unheard(flight: asyncio.Task[charging_pb2.ChargeResponse]) -> None:
-    """A charge whose caller went away has ended: only a defect is news."""
-    if flight.cancelled() or (error := flight.exception()) is None or isinstance(error, MeshError):
-        return
-    log.error("a charge that nobody waited for ended with an exception", exc_info=error)
-
-
-def _replied(response: charging_pb2.ChargeResponse) -> Outcome:
-    session = response.session
-    try:
-        load = wire.load_of(response.load)
-    except wire.Malformed as malformed:
-        log.warning("reply without a usable load", details=str(malformed))
-        return Lost()
-    return Replied(
-        load=load,
-        session_id=session.session_id,
-        attempt_id=session.attempt_id,
-        ended_at_ms=wire.ended_at_ms(session),
-        repeated=response.repeated,
-        reply=response,
-        duplicate_of=session.duplicate_of,
-    )
-
-
 def _resolved(response: reports_pb2.ResolveChargeResponse, doubt: Doubt) -> Found | Fenced | None:
     load = wire.load_of(response.load)
     if load.substation_id != doubt.substation_id:
@@ -398,6 +337,6 @@ def _resolved(response: reports_pb2.ResolveChargeResponse, doubt: Doubt) -> Foun
     if response.WhichOneof("outcome") == "fence":
         return Fenced()
     session = response.session
-    reply = charging_pb2.ChargeResponse(session=session, load=response.load)
+    reply = Charged(charging_pb2.ChargeResponse(session=session), response.load)
     ended_at_ms = wire.ended_at_ms(session)
     return Found(load, session.session_id, session.attempt_id, ended_at_ms, reply, session.duplicate_of)

@@ -13,6 +13,7 @@ import structlog
 from google.protobuf.message import Message
 
 from balancer import wire
+from balancer.batch import Batch
 from balancer.changes import Changes
 from balancer.desk import Desk
 from balancer.peers import RETRY_MS, Peer, Peers
@@ -20,7 +21,6 @@ from balancer.router import Router
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
 from mesh import tracing
 from mesh.admission import Admission
-from mesh.batching import charge_all
 from mesh.clock import Clock
 from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.ids import substation_of
@@ -113,16 +113,10 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
-        items = charge_all(request, self._forward.timeout_s(context), self._charge_item, self._admission)
-        async with aclosing(items) as responses:
+        batch = Batch(self._router, self._admission, request, self._forward.timeout_s(context))
+        async with aclosing(batch.responses()) as responses:
             async for response in responses:
                 yield response
-
-    async def _charge_item(
-        self, item: charging_pb2.ChargeBatchItem, timeout_s: float | None
-    ) -> charging_pb2.ChargeResponse:
-        assert timeout_s is not None, "a call without a deadline has the default one"
-        return await self._router.charge(item.request, timeout_s)
 
     async def GetSession(
         self, request: charging_pb2.GetSessionRequest, context: Context

@@ -20,6 +20,9 @@ class BalancerSettings(ServiceSettings):
     report_interval_ms: int = setting(
         1_000, "longest silence asked of a substation in ms; it is stale after three of them", within(100, 60_000)
     )
+    coalesce: bool = setting(
+        True, "charges that gather for a substation leave as one call; no: each by itself, to compare"
+    )
     default_timeout_s: float = setting(10.0, "seconds that a call without a deadline may take", within(0.1, 600))
 
     def __post_init__(self) -> None:

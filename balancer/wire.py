@@ -164,17 +164,16 @@ def ended_at_ms(session: charging_pb2.Session) -> int | None:
     return _millis(session.ended_at) if session.HasField("ended_at") else None
 
 
-def placement_message(placement: Placement) -> charging_pb2.Placement:
+def set_placement(message: charging_pb2.Placement, placement: Placement) -> None:
     """Why a session is where it is."""
-    return charging_pb2.Placement(
-        substation_id=placement.substation_id,
-        policy=placement.policy,
-        score=placement.score,
-        utilisation_before=placement.before,
-        utilisation_after=placement.after,
-        eligible=placement.eligible,
-        tried=placement.tried,
-    )
+    message.Clear()  # a substation says what it knows of that
+    message.substation_id = placement.substation_id
+    message.policy = placement.policy
+    message.score = placement.score
+    message.utilisation_before = placement.before
+    message.utilisation_after = placement.after
+    message.eligible = placement.eligible
+    message.tried = placement.tried
 
 
 def _word(words: type[W], number: int) -> W:

@@ -27,7 +27,7 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
     registry = new_registry()
     listener = server.bind(settings.host, settings.port)
     page = MetricsPage(settings.host, settings.metrics_port, registry)
-    balancers = Balancers(settings.balancers, settings.timeout_s)
+    balancers = Balancers(settings.balancers, settings.timeout_s, together=settings.coalesce)
     rng, most, metrics = SystemRandom(), settings.max_calls, HttpMetrics(registry)
     api = Api(
         balancers,

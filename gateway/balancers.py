@@ -13,6 +13,8 @@ from gateway.upstream import Balancer
 from gridmesh.v1 import charging_pb2
 from mesh import tracing
 from mesh.clock import seconds
+from mesh.coalescing import Charged
+from mesh.errors import MeshError
 from mesh.model import ErrorReason
 from mesh.status import from_rpc_error
 
@@ -36,10 +38,10 @@ class Balancers:
     Every call may be made twice: the mesh answers a repeat of any of them as it answered the first.
     """
 
-    def __init__(self, targets: Sequence[str], timeout_s: float) -> None:
+    def __init__(self, targets: Sequence[str], timeout_s: float, *, together: bool = True) -> None:
         self.timeout_s = timeout_s
         self._changed = asyncio.Event()
-        self._all = [Balancer(target, self._wake) for target in targets]
+        self._all = [Balancer(target, self._wake, together=together) for target in targets]
         self._turn = 0
 
     def _wake(self) -> None:
@@ -65,14 +67,20 @@ class Balancers:
         self._turn += but is None
         return usable[self._turn % len(usable)] if usable else None
 
-    def _instead(self, lost: Balancer, error: grpc.aio.AioRpcError) -> Balancer | None:
+    def _instead(self, lost: Balancer, error: MeshError | grpc.aio.AioRpcError) -> Balancer | None:
         """Another one, when that failure was of this balancer alone."""
-        ours = from_rpc_error(error)
-        if error.code() not in _LOST or (ours is not None and ours.reason not in _CUT_OFF):
+        ours: MeshError | None
+        if isinstance(error, MeshError):
+            ours, why = error, error.message
+        elif error.code() in _LOST:
+            ours, why = from_rpc_error(error), error.details() or ""
+        else:
+            return None
+        if ours is not None and ours.reason not in _CUT_OFF:
             return None
         other = self._next(but=lost)
         if other is not None:
-            log.info("asking another balancer", lost=lost.target, address=other.target, why=error.details())
+            log.info("asking another balancer", lost=lost.target, address=other.target, why=why)
         return other
 
     async def call(
@@ -95,9 +103,7 @@ class Balancers:
         except grpc.aio.AioRpcError as error:
             raise ProblemError(of_call(error, naming)) from None
 
-    async def charge(
-        self, attempt: Callable[[], charging_pb2.ChargeRequest], naming: Naming
-    ) -> charging_pb2.ChargeResponse:
+    async def charge(self, attempt: Callable[[], charging_pb2.ChargeRequest], naming: Naming) -> Charged:
         """One charge; `attempt` makes its request, anew for each time it is sent.
 
         A failure that does not say for certain that nothing was admitted is OUTCOME_UNKNOWN. Where a balancer was
@@ -107,18 +113,18 @@ class Balancers:
         balancer = await self.chosen()
         request = attempt()
         try:
-            return await _ask(_charge, balancer, request, until)
-        except grpc.aio.AioRpcError as error:
-            problem, told = of_charge(error, naming, request.request_id), from_rpc_error(error) is not None
+            return await _charge(balancer, request, until)
+        except (MeshError, grpc.aio.AioRpcError) as error:
+            problem, told = of_charge(error, naming, request.request_id), isinstance(error, MeshError)
             if (other := self._instead(balancer, error)) is None:
                 raise ProblemError(problem, told=told) from None
         try:
-            return await _ask(_charge, other, attempt(), until)
-        except grpc.aio.AioRpcError as error:
+            return await _charge(other, attempt(), until)
+        except (MeshError, grpc.aio.AioRpcError) as error:
             # A refusal of the later attempt says nothing of the first.
             if problem.reason == ErrorReason.OUTCOME_UNKNOWN.name:
                 raise ProblemError(problem, told=told) from None
-            problem, told = of_charge(error, naming, request.request_id), from_rpc_error(error) is not None
+            problem, told = of_charge(error, naming, request.request_id), isinstance(error, MeshError)
             raise ProblemError(problem, told=told) from None
 
     async def open(
@@ -146,10 +152,9 @@ class Balancers:
         await asyncio.gather(*(balancer.close() for balancer in self._all))
 
 
-def _charge(
-    to: Balancer,
-) -> "UnaryUnaryMultiCallable[charging_pb2.ChargeRequest, charging_pb2.ChargeResponse]":
-    return to.charging.Charge
+async def _charge(balancer: Balancer, request: charging_pb2.ChargeRequest, until: float) -> Charged:
+    with tracing.calling(request, balancer.target):
+        return await balancer.charges.charge(request, until)
 
 
 async def _ask(

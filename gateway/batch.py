@@ -10,7 +10,7 @@ from gateway.balancers import Balancers
 from gateway.bodies import Reader
 from gateway.problems import Naming, ProblemError
 from gateway.schemas import BatchItem, BatchOutcome, Problem
-from gridmesh.v1 import charging_pb2
+from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import tracing
 from mesh.errors import MeshError
 from mesh.status import from_status
@@ -55,8 +55,9 @@ class Batch:
             with tracing.calling(asked, balancer.target):
                 call = balancer.charging.ChargeBatch(asked, timeout=balancers.timeout_s, metadata=tracing.metadata())
                 async for response in call:
+                    loads = {load.substation_id: load for load in response.loads}
                     for came in response.outcomes:
-                        self._take(came)
+                        self._take(came, loads)
         except grpc.aio.AioRpcError as error:
             broken = problems.of_call(error, Naming("#"))
         for request, position in zip(self._sent, self._positions, strict=True):
@@ -64,12 +65,13 @@ class Batch:
             if not outcome.status:
                 _fail_here(outcome, problems.if_sent(broken, request.request_id))
 
-    def _take(self, came: charging_pb2.ChargeBatchOutcome) -> None:
+    def _take(self, came: charging_pb2.ChargeBatchOutcome, loads: dict[str, load_pb2.LoadReport]) -> None:
         position = self._positions[came.index]
         outcome = self.outcomes[position]
         if came.HasField("response"):
             outcome.status = 200 if came.response.repeated else 201
-            outcome.charge = translate.charge_reply(came.response)
+            load = loads.get(came.response.session.substation_id) or came.response.load
+            outcome.charge = translate.charge_reply(came.response, load)
             return
         error = from_status(came.status)
         if error is not None:

@@ -143,11 +143,10 @@ def of_call(error: grpc.aio.AioRpcError, naming: Naming) -> Problem:
     return of_status(error.code(), error.details() or "") if carried is None else of_mesh(carried, naming)
 
 
-def of_charge(error: grpc.aio.AioRpcError, naming: Naming, request_id: str) -> Problem:
-    """A charge that had been sent and failed. Only what carries a reason of ours says for certain what became of it."""
-    carried = from_rpc_error(error)
-    if carried is not None:
-        return of_mesh(carried, naming)
+def of_charge(error: MeshError | grpc.aio.AioRpcError, naming: Naming, request_id: str) -> Problem:
+    """A charge that had been sent and failed. Only an error of the mesh says for certain what became of it."""
+    if isinstance(error, MeshError):
+        return of_mesh(error, naming)
     return if_sent(of_status(error.code(), error.details() or ""), request_id)
 
 

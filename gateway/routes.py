@@ -88,8 +88,9 @@ class Api:
             if not error.told:
                 problems.log_charge(key, error.problem)
             raise ProblemError(error.problem, {**error.headers, **echo}) from None
-        headers = {**echo, "Location": f"/v1/charges/{answer.session.session_id}"}
-        return _json(translate.charge_reply(answer), 200 if answer.repeated else 201, headers)
+        charged = answer.response
+        headers = {**echo, "Location": f"/v1/charges/{charged.session.session_id}"}
+        return _json(translate.charge_reply(charged, answer.load), 200 if charged.repeated else 201, headers)
 
     async def charge_batch(self, request: Request) -> Response:
         """Admits many cars; each has its own outcome."""

@@ -17,6 +17,9 @@ class GatewaySettings(ServiceSettings):
     timeout_s: float = setting(
         5.0, "seconds a call to the balancer may take; also for a client to send its body", within(0.05, 300)
     )
+    coalesce: bool = setting(
+        True, "charges that gather for a balancer leave as one call; no: each by itself, to compare"
+    )
     heartbeat_s: float = setting(
         15.0,
         "seconds of silence after which an event stream sends a comment, so that proxies keep it",

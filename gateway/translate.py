@@ -181,9 +181,9 @@ def load(message: load_pb2.LoadReport) -> schemas.LoadReport:
     )
 
 
-def charge_reply(message: charging_pb2.ChargeResponse) -> schemas.ChargeReply:
-    """What became of a request, as JSON."""
-    return schemas.ChargeReply(session(message.session), placement(message.placement), load(message.load))
+def charge_reply(message: charging_pb2.ChargeResponse, of: load_pb2.LoadReport) -> schemas.ChargeReply:
+    """What became of a request, as JSON. The load may have come beside the message."""
+    return schemas.ChargeReply(session(message.session), placement(message.placement), load(of))
 
 
 def session_list(message: charging_pb2.ListSessionsResponse) -> schemas.SessionList:

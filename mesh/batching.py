@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import overload
 
 import structlog
 
@@ -53,7 +54,7 @@ async def _outcome(
     admitted = False
     try:
         with tracing.span("ChargeBatch item", attributes={"gridmesh.item": index}):
-            timeout_s = _timeout_s(index, item, left_s)
+            timeout_s = item_timeout_s(index, item, left_s)
             with admission.admitted(timeout_s):
                 admitted = True
                 response = await charge(item, timeout_s)
@@ -67,7 +68,16 @@ async def _outcome(
     return charging_pb2.ChargeBatchOutcome(index=index, response=response)
 
 
-def _timeout_s(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | None) -> float | None:
+@overload
+def item_timeout_s(index: int, item: charging_pb2.ChargeBatchItem, left_s: float) -> float: ...
+
+
+@overload
+def item_timeout_s(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | None) -> float | None: ...
+
+
+def item_timeout_s(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | None) -> float | None:
+    """How long an item may take, of a batch that may take `left_s`; None: as long as it takes. InvalidRequest."""
     if not item.HasField("timeout"):
         return left_s
     timeout_s: float = item.timeout.seconds + item.timeout.nanos / 1e9

@@ -166,7 +166,7 @@ class _Call(_Recorded):
             case grpc.aio.AbortError():
                 return  # the handler said what it is
             case MeshError():
-                code, why = error.code, error.reason.name
+                code, why = error.code, error.code if self._client else error.reason.name
             case asyncio.CancelledError():
                 code = why = "CANCELLED"
             case _:

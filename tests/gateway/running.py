@@ -20,9 +20,11 @@ from gateway.table import operations
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, operations_pb2, operations_pb2_grpc
 from mesh.admission import Admission, Bound
 from mesh.clock import SystemClock
+from mesh.errors import MeshError
 from mesh.metrics import GrpcServerMetrics
 from mesh.requests import key_of, parse_charge
 from mesh.server import start_server
+from mesh.status import to_status
 
 SESSION_ID = "north.01900000-0000-7000-8000-000000000001"
 CAR = {"vehicle_id": "EV-001", "energy_kwh": 20, "max_power_kw": 11}
@@ -89,11 +91,23 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
         return charging_pb2.ChargeResponse(session=session, placement=placement, load=load)
 
     async def ChargeBatch(self, request: Message, context: Context) -> AsyncIterator[Message]:
+        if "ChargeBatch" not in self.answers:
+            for coming in asyncio.as_completed([self._outcome(*item, context) for item in enumerate(request.items)]):
+                yield charging_pb2.ChargeBatchResponse(outcomes=[await coming])
+            return
         answer = await self._take("ChargeBatch", request, context)
         for outcomes in answer or []:
             if isinstance(outcomes, Exception):
                 raise outcomes
             yield charging_pb2.ChargeBatchResponse(outcomes=outcomes)
+
+    async def _outcome(self, index: int, item: Message, context: Context) -> charging_pb2.ChargeBatchOutcome:
+        """One item as a call of its own."""
+        try:
+            response = await self.Charge(item.request, context)
+        except MeshError as error:
+            return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(error))
+        return charging_pb2.ChargeBatchOutcome(index=index, response=response)
 
     async def GetSession(self, request: Message, context: Context) -> Message:
         answer = await self._take("GetSession", request, context)

@@ -1,0 +1,111 @@
+"""The items of one ChargeBatch: each is a flight of its own, and what is known together is told together."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextvars import Context, copy_context
+
+import structlog
+
+from balancer.flight import Flight
+from balancer.router import Router
+from gridmesh.v1 import charging_pb2, load_pb2
+from mesh import logs, tracing
+from mesh.admission import Admission
+from mesh.batching import MAX_ITEMS, item_timeout_s
+from mesh.clock import seconds
+from mesh.coalescing import Charged
+from mesh.errors import InternalError, InvalidRequest, MeshError, Violation
+from mesh.status import to_status
+
+log = structlog.get_logger()
+
+
+class Batch:
+    """One call. `left_s` is the time of all of it. InvalidRequest where there are too many items."""
+
+    def __init__(
+        self, router: Router, admission: Admission, request: charging_pb2.ChargeBatchRequest, left_s: float
+    ) -> None:
+        if len(request.items) > MAX_ITEMS:
+            raise InvalidRequest(Violation("items", f"must be at most {MAX_ITEMS}"))
+        self._router = router
+        self._admission = admission
+        self._flights: dict[int, Flight | None] = dict.fromkeys(range(len(request.items)))
+        self._known = charging_pb2.ChargeBatchResponse()
+        # The loads that stand in it already; of the objects themselves, as they are shared.
+        self._loads: list[load_pb2.LoadReport] = []
+        self._news = asyncio.Event()
+        for index, item in enumerate(request.items):
+            context = copy_context()
+            context.run(self._begin, index, item, left_s, context)
+
+    async def responses(self) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
+        """The outcomes as they come. Whoever stops reading has left."""
+        try:
+            while self._flights or self._known.outcomes:
+                await self._news.wait()
+                self._news.clear()
+                known, self._known, self._loads = self._known, charging_pb2.ChargeBatchResponse(), []
+                yield known
+        finally:
+            for flight in self._flights.values():
+                if flight is not None:
+                    flight.abandon()
+
+    def _begin(self, index: int, item: charging_pb2.ChargeBatchItem, left_s: float, context: Context) -> None:
+        if item.traceparent:  # else it belongs to the batch's
+            tracing.came_with(item.traceparent)
+        span = tracing.span("ChargeBatch item", attributes={"gridmesh.item": index})
+        span.__enter__()
+        try:
+            timeout_s = item_timeout_s(index, item, left_s)
+            self._admission.enter(timeout_s)
+        except MeshError as error:
+            logs.refused(item.request.request_id, error)
+            self._fail(index, error)
+            span.__exit__(type(error), error, None)
+            return
+
+        def done(came: Charged | Exception) -> None:
+            error = came if isinstance(came, Exception) else None
+            served = error is None or (isinstance(error, MeshError) and error.definite)
+            self._admission.leave(seconds(), served=served)
+            if isinstance(came, Exception):
+                self._fail(index, came)
+            else:
+                self._tell(index, came)
+            span.__exit__(None if error is None else type(error), error, None)
+
+        flight = self._router.begin(item.request, timeout_s, done, context)
+        if index in self._flights:
+            self._flights[index] = flight
+
+    def _tell(self, index: int, came: Charged) -> None:
+        outcome = self._known.outcomes.add(index=index)
+        outcome.response.CopyFrom(came.response)
+        if outcome.response.HasField("load"):
+            outcome.response.ClearField("load")
+        if not any(load is came.load for load in self._loads):
+            self._loads.append(came.load)
+            self._keep(came.load)
+        self._known_of(index)
+
+    def _keep(self, load: load_pb2.LoadReport) -> None:
+        """One load per substation, the latest: replies of two commits may be told together."""
+        for known in self._known.loads:
+            if known.substation_id == load.substation_id:
+                if (known.epoch, known.sequence) < (load.epoch, load.sequence):
+                    known.CopyFrom(load)
+                return
+        self._known.loads.add().CopyFrom(load)
+
+    def _fail(self, index: int, error: Exception) -> None:
+        if not isinstance(error, MeshError):
+            log.error("item failed", index=index, exc_info=error)
+            error = InternalError()
+        self._known.outcomes.add(index=index, status=to_status(error))
+        self._known_of(index)
+
+    def _known_of(self, index: int) -> None:
+        self._flights.pop(index, None)
+        self._news.set()

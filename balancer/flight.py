@@ -1,0 +1,261 @@
+"""One charge under way: does what its attempt says until that answers, and tells its caller.
+
+It is made of callbacks and not of a task: a charge that goes through is a decision, a call that it shares with others
+(`mesh.coalescing`), and an answer. What must wait for something else, a doubt, a pause, an earlier call with the same
+key, waits in a task. All of it runs in a context of its own, so that its log lines and spans are of its trace.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+
+from balancer import wire
+from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
+from balancer.desk import Replied
+from balancer.journal import Decision
+from balancer.peers import Peer
+from mesh import tracing
+from mesh.clock import seconds
+from mesh.coalescing import Charged, Item, Unsent
+from mesh.coalescing import Outcome as Came
+from mesh.errors import MeshError, Unavailable
+from mesh.model import ErrorReason
+
+if TYPE_CHECKING:
+    from balancer.router import Router
+    from gridmesh.v1 import charging_pb2
+
+log = structlog.get_logger()
+
+# A MeshError is an answer; any other exception is a defect.
+Done = Callable[[Charged | Exception], None]
+
+
+class Flight:
+    """Times are wall milliseconds. `done` hears the outcome, once, also where nobody waits for it any more."""
+
+    def __init__(
+        self,
+        router: "Router",
+        attempt: Attempt,
+        request: "charging_pb2.ChargeRequest",
+        deadline_ms: int,
+        done: Done,
+        context: Context,
+    ) -> None:
+        self._router = router
+        self.attempt = attempt
+        self._request = request
+        self._deadline_ms = deadline_ms
+        self._done = done
+        # Where it is made and begins, and where all that it does is done.
+        self._context = context
+        self._decision = Decision(attempt.key.request_id)
+        # While a substation is asked: where, and the span of it.
+        self._peer: Peer | None = None
+        self._step: Step | None = None
+        self._item: Item | None = None
+        self._span: tracing.Span = tracing.NOTHING
+        self._waiting: asyncio.Task[None] | None = None
+        self._landed: list[asyncio.Future[None]] = []
+        self.over = False
+
+    def begin(self) -> None:
+        """Takes off, or waits until an earlier call with the same key has landed."""
+        if not self._router.take_off(self):
+            self._waiting = self._spawn(self._queue())
+            return
+        self._attended(lambda: self._go(self._router.timed(self.attempt.begin)))
+
+    def abandon(self) -> None:
+        """The caller is gone. What was sent stands; what was not is not sent."""
+        self.attempt.abandoned = True
+        if self._item is not None:
+            self._item.dropped = True
+
+    def cancel(self) -> None:
+        """The process ends."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def landed(self, within_s: float) -> bool:
+        """Whether it is over within that time."""
+        if not self.over:
+            future = asyncio.get_running_loop().create_future()
+            self._landed.append(future)
+            await asyncio.wait({future}, timeout=max(0.0, within_s))
+        return self.over
+
+    # --- from step to step -------------------------------------------------------------------------
+
+    async def _queue(self) -> None:
+        """Behind the flights with the same key."""
+        try:
+            while (earlier := self._router.flight(self.attempt.key)) is not None:
+                if not await earlier.landed(self._left_ms() / 1000):
+                    self._land(Fail(_still_under_way()))
+                    return
+            self.begin()
+        except asyncio.CancelledError:
+            self._land(Fail(_still_under_way()))
+            raise
+
+    def _left_ms(self) -> int:
+        return self._deadline_ms - self._router.now()
+
+    def _attended(self, work: Callable[[], None]) -> None:
+        """A defect ends the flight; what was sent is in doubt."""
+        try:
+            work()
+        except Exception as defect:
+            self._router.interrupted(self.attempt)
+            self._land(Fail(defect) if isinstance(defect, MeshError) else defect)
+
+    def _go(self, step: Step) -> None:
+        while not isinstance(step, Answer | Fail):
+            outcome = self._do(step)
+            if outcome is None:
+                return  # it comes later
+            step = self._after(step, outcome)
+        self._land(step)
+
+    def _after(self, step: Step, outcome: Outcome) -> Step:
+        self._decision.tried(step, outcome)
+        return self._router.after(self.attempt, step, outcome)
+
+    def _do(self, step: Step) -> Outcome | None:
+        match step:
+            case Ask(pause_ms=0):
+                return self._ask(step)
+            case Ask(pause_ms=pause_ms):
+                self._waiting = self._spawn(self._ask_after(step, pause_ms / 1000))
+            case Resolve():
+                self._waiting = self._spawn(self._resolve(step))
+        return None
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        return asyncio.get_running_loop().create_task(work, context=self._context)
+
+    async def _ask_after(self, step: Ask, pause_s: float) -> None:
+        with self._router.peers[step.address].in_use():
+            await asyncio.sleep(pause_s)
+            outcome = self._ask(step)
+        if outcome is not None:
+            self._attended(lambda: self._go(self._after(step, outcome)))
+
+    async def _resolve(self, step: Resolve) -> None:
+        outcome = await self._router.resolve(step.doubt, self._left_ms() / 1000)
+        self._attended(lambda: self._go(self._after(step, outcome)))
+
+    # --- asking a substation -----------------------------------------------------------------------
+
+    def _ask(self, step: Ask) -> Outcome | None:
+        """Hands it over; what comes of that is heard later. The outcome at once where it was not sent."""
+        peer, left_ms = self._router.peers[step.address], self._left_ms()
+        if left_ms <= 0:
+            return Late()
+        if not peer.ready():
+            return Unreached()
+        try:
+            peer.admission.enter(left_ms / 1000)
+        except MeshError as overloaded:
+            return Refused(overloaded, sent=False)
+        peer.calls += 1
+        self._step, self._peer = step, peer
+        self._span = tracing.calling(self._request, step.address)
+        self._span.__enter__()
+        self._item = Item(self._request, seconds() + left_ms / 1000, self._came, self._stands)
+        peer.charges.send(self._item)
+        return None
+
+    def _stands(self) -> bool:
+        """It must go to the life of the substation that the desk knew: a snapshot of that one may settle its doubt."""
+        assert self._peer is not None
+        return self._peer.ready() and self.attempt.stands()
+
+    def _came(self, came: Came) -> None:
+        self._context.run(self._attended, lambda: self._heard(came))
+
+    def _heard(self, came: Came) -> None:
+        step, peer = self._step, self._peer
+        assert isinstance(step, Ask)
+        assert peer is not None
+        self._step = self._peer = self._item = None
+        peer.calls -= 1
+        outcome = self._outcome(came, peer, step)
+        peer.admission.leave(seconds(), served=isinstance(outcome, Replied | Refused))
+        error = came if isinstance(came, Exception) else None
+        self._span.__exit__(None if error is None else type(error), error, None)
+        self._go(self._after(step, outcome))
+
+    def _outcome(self, came: Came, peer: Peer, step: Ask) -> Outcome:
+        match came:
+            case Charged():
+                return _replied(came, peer)
+            case MeshError():
+                outcome: Outcome = Refused(came)
+            case Unsent.LATE:
+                return Late()
+            case Unsent.VOID:
+                return Unreached()
+            case grpc.aio.AioRpcError():
+                outcome = Lost()
+        log.debug(
+            "charge failed",
+            request_id=self._request.request_id,
+            substation=step.substation_id,
+            address=step.address,
+            why=str(came),
+        )
+        return outcome
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def _land(self, step: "Answer | Fail | Exception") -> None:
+        if self.over:
+            return
+        self.over = True
+        self._router.landed(self)
+        for future in self._landed:
+            if not future.done():
+                future.set_result(None)
+        if isinstance(step, Exception):
+            self._done(step)
+            return
+        self._decision.made(step)
+        if isinstance(step, Fail):
+            self._router.refused(step.error)
+            self._done(step.error)
+        else:
+            self._done(self._router.reply(step))
+
+
+def _replied(came: Charged, peer: Peer) -> Outcome:
+    response = came.response
+    session = response.session
+    try:
+        load = peer.load_of(came.load)
+    except wire.Malformed as malformed:
+        log.warning("reply without a usable load", details=str(malformed))
+        return Lost()
+    return Replied(
+        load=load,
+        session_id=session.session_id,
+        attempt_id=session.attempt_id,
+        ended_at_ms=wire.ended_at_ms(session),
+        repeated=response.repeated,
+        reply=came,
+        duplicate_of=session.duplicate_of,
+    )
+
+
+def _still_under_way() -> MeshError:
+    return Unavailable(
+        ErrorReason.OUTCOME_UNKNOWN,
+        "an earlier call with this request_id is still under way; repeat with the same request_id",
+        retry_after_ms=1_000,
+    )

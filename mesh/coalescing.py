@@ -1,0 +1,281 @@
+"""Charges on their way to one destination: one that is alone leaves at once, those that gather leave together.
+
+A call costs the same whether it carries one charge or fifty. While two that left for a destination have no answer at
+all yet, what comes for it gathers, and leaves as one `ChargeBatch` with the first answer: the busier the destination,
+the larger the batches. So one caller waits for nobody, and a destination that stands still holds back only its own. As
+not every batch for a balancer hears from every substation behind it, one without an answer holds others back for
+`HOLD_S` at most.
+
+Each charge keeps its own deadline, status, trace and caller. Times are seconds of the monotonic clock.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+
+from gridmesh.v1 import charging_pb2, load_pb2
+from mesh import tracing
+from mesh.admission import expired
+from mesh.clock import seconds
+from mesh.errors import MeshError
+from mesh.model import ErrorReason
+from mesh.status import from_rpc_error, from_status
+
+if TYPE_CHECKING:
+    from gridmesh.v1.charging_pb2_grpc import ChargingServiceAsyncStub
+
+log = structlog.get_logger()
+
+# So many without an answer, and others wait: one that is being served, and one that is there when it is done.
+MOST_UNANSWERED = 2
+# The longest that an unanswered call holds back others.
+HOLD_S = 0.01
+# In one batch. Larger ones take a server's event loop for long, and hold no more together.
+MOST_ITEMS = 256
+# Of the time of a batch, beyond that of its last item: each item has its own end.
+_MARGIN_S = 0.1
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Charged(NamedTuple):
+    """A reply. `load` is the substation's, the same object for all that came in one message."""
+
+    response: charging_pb2.ChargeResponse
+    load: load_pb2.LoadReport
+
+
+class Unsent(Enum):
+    """Why a charge did not leave: nothing was done for it."""
+
+    # Its time was over, or its caller had gone.
+    LATE = auto()
+    # What it was for had changed.
+    VOID = auto()
+
+
+# A MeshError is what the destination said; a call that broke says nothing of what became of the charge.
+Outcome = Charged | Unsent | MeshError | grpc.aio.AioRpcError
+
+
+class Item:
+    """One charge. `done` hears its outcome, once. `stands` is asked right before it leaves."""
+
+    __slots__ = ("done", "dropped", "heard", "request", "stands", "traceparent", "until")
+
+    def __init__(
+        self,
+        request: charging_pb2.ChargeRequest,
+        until: float,
+        done: Callable[[Outcome], None],
+        stands: Callable[[], bool] | None = None,
+    ) -> None:
+        self.request = request
+        self.until = until
+        self.done = done
+        self.stands = stands
+        self.traceparent = tracing.here.get()
+        # Nobody waits for it any more: if it has not left, it stays.
+        self.dropped = False
+        self.heard = False
+
+    def hear(self, outcome: Outcome) -> None:
+        """Tells it, the first time."""
+        if self.heard:
+            return
+        self.heard = True
+        try:
+            self.done(outcome)
+        except Exception:
+            # Of one charge: the others of its batch go on.
+            log.exception("an outcome could not be told", request_id=self.request.request_id)
+
+
+class Coalescer:
+    """All charges for one destination. Not `together`: each leaves by itself, to see what this is worth."""
+
+    def __init__(self, stub: "ChargingServiceAsyncStub", *, together: bool = True) -> None:
+        self._stub = stub
+        self._together = together
+        self._loop = asyncio.get_running_loop()
+        self._gathered: list[Item] = []
+        self._leaving = False
+        self._unanswered = 0
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def charge(self, request: charging_pb2.ChargeRequest, until: float) -> Charged:
+        """One charge by that time. MeshError, or AioRpcError where nobody knows what became of it."""
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        item = Item(request, until, done)
+        self.send(item)
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            item.dropped = True
+            raise
+        if isinstance(outcome, Charged):
+            return outcome
+        raise expired() if isinstance(outcome, Unsent) else outcome
+
+    def send(self, item: Item) -> None:
+        """Lets it leave, with what comes in the same turn of the event loop, or as soon as there is an answer."""
+        self._gathered.append(item)
+        if self._unanswered < MOST_UNANSWERED or not self._together:
+            self._leave_soon()
+
+    def _leave_soon(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            # What leaves together is of no one's trace.
+            self._loop.call_soon(self._leave, context=Context())
+
+    def _leave(self) -> None:
+        self._leaving = False
+        gathered, self._gathered = self._gathered, []
+        now = seconds()
+        leaving = [item for item in gathered if _leaves(item, now)]
+        most = MOST_ITEMS if self._together else 1
+        for first in range(0, len(leaving), most):
+            _Call(self, leaving[first : first + most])
+
+    # --- for its calls -----------------------------------------------------------------------------
+
+    def began(self, work: "asyncio.Task[None]") -> None:
+        """One more without an answer."""
+        self._unanswered += 1
+        self._calls.add(work)
+        work.add_done_callback(self._calls.discard)
+
+    def answered(self) -> None:
+        """One less."""
+        self._unanswered -= 1
+        if self._gathered:
+            self._leave_soon()
+
+    @property
+    def stub(self) -> "ChargingServiceAsyncStub":
+        return self._stub
+
+
+def _leaves(item: Item, now: float) -> bool:
+    """Whether it may; if not, it hears so."""
+    if item.dropped or item.until <= now:
+        item.hear(Unsent.LATE)
+    elif item.stands is not None and not item.stands():
+        item.hear(Unsent.VOID)
+    else:
+        return True
+    return False
+
+
+class _Call:
+    """What left together, until each has heard its outcome."""
+
+    def __init__(self, coalescer: Coalescer, items: Sequence[Item]) -> None:
+        self._coalescer = coalescer
+        self._loop = asyncio.get_running_loop()
+        self._items = items
+        self._answered = False
+        work = self._one(items[0]) if len(items) == 1 else self._many()
+        coalescer.began(self._loop.create_task(work))
+        self._hold = self._loop.call_later(HOLD_S, self._answer)
+        self._end = None if len(items) == 1 else self._loop.call_at(self._next_end(), self._expire)
+
+    def _answer(self) -> None:
+        """The destination lives, or is not waited for any longer: others may leave."""
+        if not self._answered:
+            self._answered = True
+            self._hold.cancel()
+            self._coalescer.answered()
+
+    async def _one(self, item: Item) -> None:
+        metadata = ((tracing.TRACEPARENT, item.traceparent),) if item.traceparent else ()
+        try:
+            response = await self._coalescer.stub.Charge(
+                item.request, timeout=item.until - seconds(), metadata=metadata
+            )
+            item.hear(Charged(response, response.load))
+        except grpc.aio.AioRpcError as error:
+            item.hear(from_rpc_error(error) or error)
+        finally:
+            item.hear(_lost(grpc.StatusCode.UNKNOWN, "the call was given up"))
+            self._answer()
+
+    async def _many(self) -> None:
+        broken: MeshError | grpc.aio.AioRpcError = _lost(grpc.StatusCode.UNKNOWN, "the batch ended without an outcome")
+        request = charging_pb2.ChargeBatchRequest(items=[_message(item) for item in self._items])
+        try:
+            call = self._coalescer.stub.ChargeBatch(request, timeout=self._last_end() - seconds() + _MARGIN_S)
+            async for message in call:
+                self._take(message)
+                self._answer()
+        except grpc.aio.AioRpcError as error:
+            broken = _of_batch(error)
+        finally:
+            for item in self._items:
+                item.hear(broken)
+            self._answer()
+            if self._end is not None:
+                self._end.cancel()
+
+    def _take(self, message: charging_pb2.ChargeBatchResponse) -> None:
+        loads = {load.substation_id: load for load in message.loads}
+        for outcome in message.outcomes:
+            self._items[outcome.index].hear(_read(outcome, loads))
+
+    # --- each item's end ---------------------------------------------------------------------------
+
+    def _next_end(self) -> float:
+        return min(item.until for item in self._items if not item.heard)
+
+    def _last_end(self) -> float:
+        return max(item.until for item in self._items)
+
+    def _expire(self) -> None:
+        """One timer for all: it goes to the earliest end there is then."""
+        now = seconds()
+        for item in self._items:
+            if item.until <= now:
+                item.hear(_lost(grpc.StatusCode.DEADLINE_EXCEEDED, "no outcome in time"))
+        if not all(item.heard for item in self._items):
+            self._end = self._loop.call_at(self._next_end(), self._expire)
+
+
+def _message(item: Item) -> charging_pb2.ChargeBatchItem:
+    ms = max(1, int((item.until - seconds()) * 1000))
+    timeout = Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+    return charging_pb2.ChargeBatchItem(request=item.request, timeout=timeout, traceparent=item.traceparent)
+
+
+def _read(outcome: charging_pb2.ChargeBatchOutcome, loads: dict[str, load_pb2.LoadReport]) -> Outcome:
+    if outcome.HasField("response"):
+        response = outcome.response
+        # One of an older version says it with each.
+        load = loads.get(response.session.substation_id) or response.load
+        return Charged(response, load)
+    error = from_status(outcome.status)
+    code = _CODES.get(outcome.status.code, grpc.StatusCode.UNKNOWN)
+    return _lost(code, outcome.status.message) if error is None else error
+
+
+def _of_batch(error: grpc.aio.AioRpcError) -> MeshError | grpc.aio.AioRpcError:
+    """What a batch that failed says of its items: only one refused at the door says that nothing was done."""
+    ours = from_rpc_error(error)
+    if ours is not None and ours.reason is ErrorReason.OVERLOADED:
+        return ours
+    return _lost(error.code(), error.details() or "")
+
+
+def _lost(code: grpc.StatusCode, why: str) -> grpc.aio.AioRpcError:
+    """As if a call of its own had broken."""
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=why)
