@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/gridmesh/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak rush-hour bench check lint types contract protos dashboards drift unit requirements clean
+.PHONY: help run test soak rush-hour bench bench-envoy check lint types contract protos dashboards drift unit requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ rush-hour: $(VENV)/.run ## 30 equal cars in 3 s through a running gateway, and w
 
 bench: .venv-bench/.bench ## the tables and plots of benchmarks/README.md, made anew (hours)
 	@.venv-bench/bin/python -m benchmarks.tables
+
+bench-envoy: .venv-bench/.bench ## our mesh beside Envoy in front of the same substations
+	@.venv-bench/bin/python -m benchmarks.envoy
 
 # --- tests ---------------------------------------------------------------------------------------
 
