@@ -247,7 +247,8 @@ def test_each_item_of_a_batch_has_its_own_branch(traced: Traced) -> None:
         # Those for one substation leave together, one alone as a call.
         assert served in {("substation", "internal", "ChargeBatch item"), ("substation", "server", CHARGE)}
         assert last == ("substation", "internal", COMMIT)
-    items = {span.attributes["gridmesh.item"]: span for span in tree.named("ChargeBatch item")}
+    of_balancer = [span for span in tree.named("ChargeBatch item") if span.service == "balancer"]
+    items = {span.attributes["gridmesh.item"]: span for span in of_balancer}
     assert [items[number].attributes.get("gridmesh.request_id") for number in range(3)] == keys
     assert items[3].attributes["error.type"] == "INVALID_REQUEST"
     assert {line["trace_id"] for key in keys for line in lines(traced.mesh, "balancer", "placed", request_id=key)} == {
