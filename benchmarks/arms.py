@@ -26,6 +26,10 @@ POWER_KW, ENERGY_KWH = 11, 0.02
 SETTLE_S = 30.0
 # Envoy writes no access log, so nobody writes a line per charge.
 _SETTINGS = {name: {"LOG_LEVEL": "warning"} for name in ("substation", "balancer", "gateway")}
+_COALESCE = {
+    OURS: {},
+    UNCOALESCED: {"GATEWAY_COALESCE": "no", "BALANCER_COALESCE": "no"},
+}
 
 
 @dataclass
@@ -79,7 +83,7 @@ def _pids(mesh: Mesh) -> tuple[int, ...]:
 
 @contextmanager
 def _ours(name: str, folder: Path) -> Iterator[Arm]:
-    with _mesh(folder) as mesh, _told(MESH_COALESCE="0" if name == UNCOALESCED else "1"):
+    with _mesh(folder) as mesh, _told(**_COALESCE[name]):
         mesh.start()
         host, _, port = mesh.address("gateway").rpartition(":")
         pids = {"gateway": (mesh.pid("gateway"),), "balancer": (mesh.pid("balancer"),), "substations": _pids(mesh)}
