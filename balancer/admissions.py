@@ -125,9 +125,13 @@ class AdmissionIndex:
 
     def replied(self, entry: Entry) -> None:
         """An own reply shows this session. What the stream said of it stays, unless it has ended since."""
-        known = self._at(entry.substation_id).entries.get(entry.key)
-        if known is None or known.session_id != entry.session_id or (known.live and not entry.live):
+        if not self.told(entry.substation_id, entry.key, entry.session_id, live=entry.live):
             self._put(entry)
+
+    def told(self, substation_id: str, key: Key, session_id: str, *, live: bool) -> bool:
+        """Whether a reply with that session would tell nothing new."""
+        known = self._at(substation_id).entries.get(key)
+        return known is not None and known.session_id == session_id and (live or not known.live)
 
     def holds(self, substation_id: str, key: Key) -> bool:
         """Whether that substation has a session of this key, live or remembered."""
@@ -148,6 +152,8 @@ class AdmissionIndex:
     def duplicates(self, keys: Iterable[Key]) -> Iterator[Duplicate]:
         """For each of these keys with several live sessions: all but the one with the highest attempt."""
         for key in keys:
+            if len(self._by_key.get(key, ())) < 2:
+                continue
             live = sorted((e for e in self._by_key.get(key, ()) if e.live), key=_rank)
             for entry in live[:-1]:
                 yield Duplicate(key, entry.session_id, entry.substation_id, live[-1].session_id, live[-1].attempt_id)

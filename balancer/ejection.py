@@ -97,7 +97,9 @@ class Ejections:
 
     def succeeded(self, address: str, now: int) -> None:
         """A call was answered, be it with a refusal."""
-        record = self._records.setdefault(address, _Record())
+        record = self._records.get(address)
+        if record is None:
+            record = self._records[address] = _Record()
         if record.until_ms is None:
             record.failures_in_a_row = 0
             _count(record, now, failures=0)

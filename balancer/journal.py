@@ -3,6 +3,7 @@
 Whoever may have changed something, or lets time pass, calls `look`; it writes nothing when nothing changed.
 """
 
+import logging
 from collections.abc import Hashable
 
 import structlog
@@ -157,6 +158,8 @@ class Decision:
             self._answered(step, not_at)
 
     def _answered(self, answer: Answer, not_at: dict[str, list[str]]) -> None:
+        if not (log.is_enabled_for(logging.INFO) or tracing.exporting()):
+            return
         placement, session_id = answer.placement, answer.reply.response.session.session_id
         why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
         if not answer.repeated:

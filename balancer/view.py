@@ -293,8 +293,7 @@ class LoadView:
         if known.substation_id != load.substation_id:
             if known.load is not None and self._addresses.get(known.substation_id) == known.address:
                 del self._addresses[known.substation_id]
-            for reservation in [r for r in known.reservations.values() if r.epoch is not None]:
-                _drop(known, reservation)
+            _drop(known, *[r for r in known.reservations.values() if r.epoch is not None])
         if left is not None and left != known.address:
             self._take_over(self._by_address[left], known)
         self.version += 1
@@ -335,10 +334,14 @@ class LoadView:
         reservation.epoch, reservation.sequence = load.epoch, load.sequence
         # The one that answers may have moved since it was asked, and its address may be another's.
         address = self._addresses.get(load.substation_id, reservation.address)
-        verdict = self.report(address, load, now)
+        known = self._by_address[address]
+        # Those that became known together carry one load.
+        verdict = Received.DUPLICATE if load is known.load else self.report(address, load, now)
         if reservation.address != address:
             _drop(self._by_address[reservation.address], reservation)
-        self._settle(self._by_address[address], now)
+        elif known.load and reservation.is_in(known.load) and known.reservations.get(reservation.key) is reservation:
+            self.foreign.count(-1, now)
+            _drop(known, reservation)
         return verdict
 
     def admitted(self, address: str, epoch: int, shown: Iterable[tuple[Key, int]]) -> None:
@@ -393,8 +396,7 @@ class LoadView:
             contained = [r for r in known.reservations.values() if r.is_in(load)]
             if counted:
                 self.foreign.count(-len(contained), now)
-            for reservation in contained:
-                _drop(known, reservation)
+            _drop(known, *contained)
 
 
 def _admissions(before: Load, after: Load) -> int:
@@ -444,11 +446,15 @@ def _add(known: Known, reservation: Reservation) -> None:
     known.add_up()
 
 
-def _drop(known: Known, reservation: Reservation) -> None:
+def _drop(known: Known, *reservations: Reservation) -> None:
     # A reply may end what the admissions stream has ended before it.
-    if known.reservations.get(reservation.key) is reservation:
+    dropped = [r for r in reservations if known.reservations.get(r.key) is r]
+    for reservation in dropped:
         del known.reservations[reservation.key]
         known.reserved_w -= reservation.demand_w
         if reservation.ahead is not NOTHING:
             known.reserved -= reservation.ahead
+    if not known.reservations:
+        known.reserved = NOTHING
+    if dropped:
         known.add_up()

@@ -22,6 +22,7 @@ _MINUTE_MS = 60_000
 GRID_MS = tuple(
     m * _MINUTE_MS for m in (*(0, 15, 30, 45, 60, 90), *range(120, 960, 60), *(960, 1_080, 1_200, 1_440, 1_800, 2_880))
 )
+_POINTS = len(GRID_MS)
 # A car about to leave needs no infinite power.
 LEAST_LEFT_MS = 5 * _MINUTE_MS
 # Without a departure, a stay of four hours or twice the time at full power is assumed.
@@ -51,9 +52,16 @@ class Need(NamedTuple):
         need_mj, max_w, spare_ms = self.need_mj, self.max_w, self.spare_ms
         rate_w = min(max_w, need_mj / max(self.left_ms, LEAST_LEFT_MS))
         late_mj = max(0, -max_w * spare_ms)
+        # Made for every car that is placed: only where a curve rises is it reckoned, with a point to spare.
+        risen = bisect_right(GRID_MS, need_mj / rate_w) + 1
+        flat, complete = bisect_right(GRID_MS, spare_ms), bisect_right(GRID_MS, spare_ms + need_mj // max_w) + 1
         return Outlook(
-            tuple([min(need_mj, int(rate_w * t)) for t in GRID_MS]),
-            tuple([min(need_mj, max_w * (t - spare_ms)) - late_mj if t > spare_ms else 0 for t in GRID_MS]),
+            (*[min(need_mj, int(rate_w * t)) for t in GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen)),
+            (
+                *(0,) * flat,
+                *[min(need_mj, max_w * (t - spare_ms)) - late_mj for t in GRID_MS[flat:complete]],
+                *(need_mj - late_mj,) * (_POINTS - complete),
+            ),
         )
 
 
