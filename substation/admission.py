@@ -1,12 +1,11 @@
 """Whether one more car is admitted: never more plugs, nor floors that could not be met even in turns."""
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mesh.charge import Charge
 from mesh.errors import InvalidRequest, Refused, Unavailable, Violation
 from mesh.model import ErrorReason, NotAccepting
-from substation.sessions import Session
 
 # With floors for more than ten times the limit a car would get a turn every tenth time: refuse.
 WAITING_FACTOR = 10
@@ -20,28 +19,31 @@ class Room:
     substation_id: str
     accepting: NotAccepting
     charge_points: int
+    taken: int
+    # Floors of those that want energy.
+    floors_w: int
     limit_w: int
-    limit_ends_ms: int | None
-    next_free_ms: int | None
+    # Asked only where it is refused: the second costs a look at every session.
+    limit_ends_ms: Callable[[], int | None]
+    next_free_ms: Callable[[], int | None]
 
 
-def check(charge: Charge, room: Room, live: Collection[Session], now: int) -> None:
+def check(charge: Charge, room: Room, now: int) -> None:
     """Returns when the car fits. Refused or Unavailable says why not, and when to try again."""
     if charge.allowed and room.substation_id not in charge.allowed:
         raise InvalidRequest(
             Violation("allowed_substation_ids", f"does not name this substation, {room.substation_id!r}")
         )
     _check_accepting(room.accepting)
-    if len(live) >= room.charge_points:
+    if room.taken >= room.charge_points:
         message = f"all {room.charge_points} charge points are taken"
-        raise Refused(ErrorReason.NO_CHARGE_POINT, message, _retry_ms(room.next_free_ms, now))
+        raise Refused(ErrorReason.NO_CHARGE_POINT, message, _retry_ms(room.next_free_ms(), now))
     if charge.floor_w > room.limit_w:
         message = f"the car needs {charge.floor_w} W, the limit is {room.limit_w} W"
-        raise Refused(ErrorReason.FLOOR_ABOVE_LIMIT, message, _retry_ms(room.limit_ends_ms, now))
-    floors = sum(session.charge.floor_w for session in live if session.active)
-    if floors + charge.floor_w > WAITING_FACTOR * room.limit_w:
+        raise Refused(ErrorReason.FLOOR_ABOVE_LIMIT, message, _retry_ms(room.limit_ends_ms(), now))
+    if room.floors_w + charge.floor_w > WAITING_FACTOR * room.limit_w:
         message = "too many cars wait for a turn"
-        raise Refused(ErrorReason.TOO_MANY_WAITING, message, _retry_ms(room.next_free_ms, now))
+        raise Refused(ErrorReason.TOO_MANY_WAITING, message, _retry_ms(room.next_free_ms(), now))
 
 
 def _check_accepting(accepting: NotAccepting) -> None:

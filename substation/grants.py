@@ -89,14 +89,11 @@ class Review:
 
 def claim(session: Session, now: int, scale: int) -> Claim:
     """What a session wants of the power: all its car can take, or what the car showed that it takes."""
-    floor_w, max_w = session.charge.floor_w, session.charge.max_w
-    if session.draws_at_most_w is not None:
-        max_w = max(floor_w, min(max_w, session.draws_at_most_w))
     on = session.granted_w > 0
     return Claim(
         session.session_id,
-        floor_w,
-        max_w,
+        session.charge.floor_w,
+        session.wanted_w,
         on,
         now if on else session.last_on_ms,
         session.started_ms,

@@ -44,34 +44,74 @@ class Report:
     ahead: Outlook
 
 
+# What one session adds to the sums: committed and measured watts; of an active one also demand, what is required of
+# it whatever the time, floor, grant, what it could take now, what it overdraws, and why it has less than it could take.
+Part = tuple[int, int, tuple[int, int, int, int, int, int, LimitReason] | None]
+
+
 @dataclass(slots=True)
 class Sums:
-    """What one pass over the live sessions adds up."""
+    """What a report says of the sessions and time alone does not change, added up. Whole watts."""
 
     demand_w: int = 0
+    # Without the cars of whom it changes with time.
+    required_w: int = 0
     floor_w: int = 0
     committed_w: int = 0
     granted_w: int = 0
     measured_w: int = 0
+    # What the cars could take now: less than the demand where some showed that they take less.
+    wanted_w: int = 0
+    overdraw_w: int = 0
     active: int = 0
     live: int = 0
     curtailed: list[int] = field(default_factory=lambda: [0] * len(LimitReason))
 
+    def add(self, one: Part, times: int) -> None:
+        """Counts a session in (1) or out (-1)."""
+        committed_w, measured_w, active = one
+        self.live += times
+        self.committed_w += times * committed_w
+        self.measured_w += times * measured_w
+        if active is not None:
+            demand_w, required_w, floor_w, granted_w, wanted_w, overdraw_w, reason = active
+            self.active += times
+            self.demand_w += times * demand_w
+            self.required_w += times * required_w
+            self.floor_w += times * floor_w
+            self.granted_w += times * granted_w
+            self.wanted_w += times * wanted_w
+            self.overdraw_w += times * overdraw_w
+            self.curtailed[reason] += times
+
+
+def part(session: Session) -> Part:
+    """What a session adds to the sums."""
+    charge, active = session.charge, None
+    if session.active:
+        active = (
+            charge.max_w,
+            0 if planned(session) else charge.max_w,
+            charge.floor_w,
+            session.granted_w,
+            session.wanted_w,
+            session.overdraw_w,
+            session.limit_reason,
+        )
+    return session.committed_w, session.measured_w, active
+
 
 def sums(live: Iterable[Session]) -> Sums:
-    """Adds up what a report says of the sessions and time alone does not change."""
+    """The sums from nothing."""
     total = Sums()
     for session in live:
-        total.live += 1
-        total.committed_w += session.committed_w
-        total.measured_w += session.measured_w
-        if session.active:
-            total.active += 1
-            total.demand_w += session.charge.max_w
-            total.floor_w += session.charge.floor_w
-            total.granted_w += session.granted_w
-            total.curtailed[session.limit_reason] += 1
+        total.add(part(session), 1)
     return total
+
+
+def planned(session: Session) -> bool:
+    """Whether it said how much it wants, and by when: what is required of it then changes with time."""
+    return session.charge.energy_j is not None and session.charge.departure_ms is not None
 
 
 def required_w(session: Session, now: int, scale: int) -> int:

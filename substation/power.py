@@ -1,12 +1,13 @@
 """The power of one substation: what may be granted now, who gets it, and how long it was over the limit."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from substation import grants
 from substation.draw import OBEY_MS
 from substation.grants import Budget, Ramp, Review, Turns
 from substation.limits import Limits
+from substation.live import Live
 from substation.sessions import Session
 from substation.sharing import SharingPolicy
 
@@ -36,6 +37,8 @@ class Power:
         self._resumed_until_ms = now
         # Whether shares change with time alone, without an event.
         self.timed = policy.review_s is not None
+        # Whether all that were looked at have what they want: then only who changed since can have another share.
+        self._contented = False
         self._most_w = 0
         self.over_limit_ms = 0
         self.budget = self._budget_at(now)
@@ -51,29 +54,40 @@ class Power:
         """After the process stood still: the cars have their time to obey what they are told only now."""
         self._resumed_until_ms = now + OBEY_MS
 
-    def settle(self, live: Collection[Session], now: int) -> Settled:
+    def settle(self, live: Live, now: int) -> Settled:
         """Shares the power among the live sessions as they are."""
-        committed = sum(session.committed_w for session in live)
-        before_w = self.budget.limit_w
+        sums = live.sums()
+        committed, before_w = sums.committed_w, self.budget.limit_w
         if self.limits.in_force(now)[0] > before_w:
             self._ramp.begin(min(committed, before_w), now)
-        active = [session for session in live if session.active]
-        self.budget = self._budget_at(now, sum(session.overdraw_w for session in active))
+        self.budget = self._budget_at(now, sums.overdraw_w)
         self._note_cut(committed, before_w, now)
+        enough = sums.wanted_w <= self.budget.cap_w
+        changed = live.take_unsettled()
+        active = [session for session in (changed if enough and self._contented else live) if session.active]
         before = [_shown(session) for session in active]
-        granted = self._grant(active, live, committed, now)
+        targets = self._targets(active, enough, now)
+        granted = self._grant(active, targets, live, now)
         shown = [session for session, was in zip(active, before, strict=True) if _shown(session) != was]
-        if granted:
-            committed = sum(session.committed_w for session in live)
-        return Settled(granted, shown, self._note_committed(committed, now))
+        for session in shown:
+            live.touch(session)
+        self._contented = enough and all(session.granted_w == targets[session.session_id] for session in active)
+        return Settled(granted, shown, self._note_committed(live.sums().committed_w, now))
 
-    def _grant(self, active: list[Session], live: Collection[Session], committed: int, now: int) -> list[Session]:
+    def _targets(self, active: list[Session], enough: bool, now: int) -> dict[str, int]:
+        """Watts per session as they should be. Where there is enough for all, no policy needs to be asked."""
+        if enough:
+            self._turns.update(now, waiting=False)
+            self._review.update(now, short=False)
+            return {session.session_id: session.wanted_w for session in active}
         claims = [grants.claim(session, now, self._scale) for session in active]
-        targets = grants.shares(self._policy, claims, self.budget, self._turns, self._review, now)
+        return grants.shares(self._policy, claims, self.budget, self._turns, self._review, now)
+
+    def _grant(self, active: list[Session], targets: dict[str, int], live: Live, now: int) -> list[Session]:
         lowered = grants.lower(active, targets, now)
-        if lowered:
-            committed = sum(session.committed_w for session in live)
-        raised = grants.raise_(active, targets, self.budget.cap_w - committed)
+        for session in lowered:
+            live.touch(session)
+        raised = grants.raise_(active, targets, self.budget.cap_w - live.sums().committed_w)
         for session in active:
             grants.explain(session, targets[session.session_id], self.budget)
         return lowered + raised

@@ -130,6 +130,12 @@ class Session:
         most = max(most, self.granted_w)
         return max(most, self.measured_w)
 
+    @property
+    def wanted_w(self) -> int:
+        """What its car can take now: all that it said, or what it showed that it takes."""
+        max_w, draws_at_most_w = self.charge.max_w, self.draws_at_most_w
+        return max_w if draws_at_most_w is None else max(self.charge.floor_w, min(max_w, draws_at_most_w))
+
     def move(self, trigger: Trigger) -> None:
         """Changes the state along the table. IllegalMove when there is no such move."""
         try:

@@ -31,7 +31,7 @@ class Claim:
 
 
 class SharingPolicy(Protocol):
-    """Divides `limit_w` among the claims."""
+    """Divides `limit_w` among the claims. Where it is enough for all of them, each gets its maximum."""
 
     @property
     def name(self) -> str: ...

@@ -5,7 +5,7 @@ does not depend on how often it is advanced. The order of use: any calls, then `
 the power anew; `advance` does both for all that is due. What a call refuses it has not changed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -32,7 +32,8 @@ from substation.events import (
 )
 from substation.keys import REMEMBER_MS, Keys
 from substation.limits import Limit, Limits
-from substation.load import Load, Sums, required_w, sums
+from substation.live import Live
+from substation.load import Load, Sums
 from substation.power import Power
 from substation.sessions import Session, Trigger
 from substation.sharing import EqualShare, SharingPolicy
@@ -84,7 +85,7 @@ class Station:
         self._power = Power(policy or EqualShare(), Limits(config.rated_w, memory.limits), config.time_scale, now)
         self._draining = memory.draining
         self._blocked: set[NotAccepting] = set()
-        self._live: dict[str, Session] = {}
+        self._live = Live(self._next_of)
         # In the order of their ends, so that the oldest are forgotten first.
         self._ended: dict[str, Session] = {}
         self._keys = Keys(memory.sessions, memory.fences)
@@ -94,21 +95,22 @@ class Station:
         self._admission_sequence = 0
         self._renew_ms: int | None = None
         self._commitments: tuple[object, ...] = ()
-        # Whether sharing anew at this moment could change anything; when the next event is, and the sums over the
-        # sessions, once these are known.
+        # Whether sharing anew at this moment could change anything; when the next event is, once that is known.
         self._unsettled = True
         self._next: tuple[int | None] | None = None
-        self._sums: Sums | None = None
         self._restore(memory, now)
 
     def _restore(self, memory: Memory, now: int) -> None:
         for session in sorted(memory.sessions, key=lambda s: s.ended_ms or 0):
-            (self._live if session.live else self._ended)[session.session_id] = session
-        for session in self._live.values():
+            if session.live:
+                self._live.add(session)
+            else:
+                self._ended[session.session_id] = session
+        for session in self._live:
             if session.active:
                 draw.time_obedience(session, now)
         if self._live:
-            self._power.recover(self._live.values(), now)
+            self._power.recover(self._live, now)
             self._renew_ms = now
         self._settle()
 
@@ -135,10 +137,10 @@ class Station:
         if self.known(charge.key):
             return self.repeat(charge.key, charge.body, charge.attempt_id, now)
         self._keys.check_fence(charge.key, charge.attempt_id)
-        admission.check(charge, self._room(), self._live.values(), self._now)
+        admission.check(charge, self._room(), self._now)
         session = self._new_session(charge)
         self._keys.add(session)
-        self._live[session.session_id] = session
+        self._live.add(session)
         self._number(session)
         self._events.append(Admitted(session))
         return self._take()
@@ -146,7 +148,8 @@ class Station:
     def withdraw(self, session_id: str, now: int) -> list[Event]:
         """Undoes an admission that could not be kept: nobody was told of it."""
         self._pass_to(now)
-        session = self._live.pop(session_id, None) or self._ended.pop(session_id)
+        session = self._live.get(session_id) or self._ended.pop(session_id)
+        self._live.remove(session)
         self._keys.remove(session)
         self._touched.pop(session_id, None)
         self._events.append(Opened(session_id))
@@ -224,6 +227,7 @@ class Station:
         if session := self._live.get(session_id):
             session.meter(now, self.config.time_scale)
             session.confirm(number)
+            self._live.touch(session)
         return self._take()
 
     def measured(self, session_id: str, power_w: int, register_mj: int, now: int) -> list[Event]:
@@ -232,6 +236,7 @@ class Station:
         session = self._live.get(session_id)
         if session is None:
             return self._take()
+        self._live.touch(session)
         session.meter(now, self.config.time_scale)
         session.delivered_mj = max(session.delivered_mj, register_mj)
         # A reading that was on its way when the contactor opened says nothing of the power any more.
@@ -270,17 +275,13 @@ class Station:
         return self._taken()
 
     def _carry_registers(self) -> None:
-        for session in self._live.values():
+        for session in self._live:
             session.meter(self._now, self.config.time_scale)
 
     def next_event(self) -> int | None:
         """When something happens by itself next, in wall milliseconds."""
         if self._next is None:
-            times = [
-                self._power.next_event(self._now, bool(self._live)),
-                self._renew_ms,
-                *[self._next_of(session) for session in self._live.values()],
-            ]
+            times = [self._power.next_event(self._now, bool(self._live)), self._renew_ms, self._live.next_due()]
             self._next = (min([at for at in times if at is not None], default=None),)
         return self._next[0]
 
@@ -295,7 +296,11 @@ class Station:
 
     def sessions(self, include_ended: bool = False) -> Iterable[Session]:
         """Live sessions, and on request those that ended within 24 h."""
-        return [*self._live.values(), *(self._ended.values() if include_ended else ())]
+        return [*self._live, *(self._ended.values() if include_ended else ())]
+
+    def take_changed(self) -> Collection[Session]:
+        """Live sessions of which anything changed but a register that only flowed on, since this was asked before."""
+        return self._live.take_changed()
 
     def limits(self) -> list[Limit]:
         return self._power.limits.all()
@@ -314,7 +319,6 @@ class Station:
         """The load as of the last call; its sequence grows when commitments changed since."""
         total = self._note_commitments()
         budget = self._power.budget
-        scale = self.config.time_scale
         return Load(
             sequence=self._sequence,
             admission_sequence=self._admission_sequence,
@@ -322,7 +326,7 @@ class Station:
             limit_w=budget.limit_w,
             limit_source=budget.source,
             demand_w=total.demand_w,
-            required_w=sum(required_w(s, self._now, scale) for s in self._live.values() if s.active),
+            required_w=self._live.required_w(self._now, self.config.time_scale),
             floor_w=total.floor_w,
             committed_w=total.committed_w,
             granted_w=total.granted_w,
@@ -337,12 +341,12 @@ class Station:
 
     def outlook(self, now: int) -> Outlook:
         """What is promised for the hours ahead."""
-        claims = [grants.claim(s, now, self.config.time_scale) for s in self._live.values() if s.active]
+        claims = [grants.claim(s, now, self.config.time_scale) for s in self._live if s.active]
         return promised(claims, self._power.budget.limit_w)
 
     def _note_commitments(self) -> Sums:
-        """Adds up the live sessions, and counts the sequence on when commitments changed since the last time."""
-        total = self._sums = self._sums or sums(self._live.values())
+        """Counts the sequence on when commitments changed since the last time."""
+        total = self._live.sums()
         budget = self._power.budget
         commitments = (
             self._admission_sequence,
@@ -375,13 +379,15 @@ class Station:
             substation_id=self.config.substation_id,
             accepting=self.accepting,
             charge_points=self.config.charge_points,
+            taken=len(self._live),
+            floors_w=self._live.sums().floor_w,
             limit_w=self._power.budget.limit_w,
-            limit_ends_ms=self._power.limit_ends_ms(),
-            next_free_ms=self._next_free_ms(),
+            limit_ends_ms=self._power.limit_ends_ms,
+            next_free_ms=self._next_free_ms,
         )
 
     def _next_free_ms(self) -> int | None:
-        ends = (self.expected_end_ms(session) for session in self._live.values())
+        ends = (self.expected_end_ms(session) for session in self._live)
         return min((at for at in ends if at is not None), default=None)
 
     def _new_session(self, charge: Charge) -> Session:
@@ -424,7 +430,8 @@ class Station:
         self._now = now
         self._changed()
         self._power.resume(now)
-        for session in self._live.values():
+        self._live.touch_all()
+        for session in self._live:
             session.metered_ms = now
             if session.obey_by_ms is not None:
                 session.obey_by_ms = max(session.obey_by_ms, now + draw.OBEY_MS)
@@ -441,7 +448,7 @@ class Station:
     def _changed(self) -> None:
         """What was found out of this moment holds no longer."""
         self._unsettled = True
-        self._next = self._sums = None
+        self._next = None
 
     def _next_of(self, session: Session) -> int | None:
         """When something is due for this session next."""
@@ -463,10 +470,8 @@ class Station:
         return obey_by if obey_by is not None and (at is None or obey_by < at) else at
 
     def _handle_due(self, at: int) -> None:
-        for session in list(self._live.values()):
-            due = self._next_of(session)
-            if due is not None and due <= at:
-                self._handle_session(session, at)
+        for session in self._live.take_due(at):
+            self._handle_session(session, at)
         if self._power.limits.forget_over(at):
             self._events.append(LimitsChanged())
         if self._renew_ms is not None and self._renew_ms <= at:
@@ -492,7 +497,8 @@ class Station:
     def _renew(self, now: int) -> None:
         """Offers every grant again before its lease is over, and every cut that the car has not confirmed."""
         self._renew_ms = None
-        for session in self._live.values():
+        self._live.touch_all()
+        for session in self._live:
             session.meter(now, self.config.time_scale)
             session.lapse(now)
             if session.granted_w > 0 or session.held_w > 0:
@@ -516,6 +522,7 @@ class Station:
         if session.charge.departure_ms is None:
             self._end(session, reason)
             return
+        self._live.touch(session)
         session.move(Trigger.SATISFY)
         self._open(session)
         self._touched[session.session_id] = session
@@ -526,7 +533,7 @@ class Station:
         session.ended_ms = self._now
         session.stop_reason = reason
         self._open(session)
-        del self._live[session.session_id]
+        self._live.remove(session)
         self._ended[session.session_id] = session
         self._touched.pop(session.session_id, None)
         self._number(session)
@@ -565,8 +572,8 @@ class Station:
     def _settle(self) -> None:
         if not self._unsettled:
             return
-        self._next = self._sums = None
-        settled = self._power.settle(self._live.values(), self._now)
+        self._next = None
+        settled = self._power.settle(self._live, self._now)
         for session in settled.granted:
             self._offer(session)
             draw.time_undrawn(session, self._now)
@@ -579,6 +586,7 @@ class Station:
         self._note_commitments()
 
     def _offer(self, session: Session) -> None:
+        self._live.touch(session)
         # Before the lease is longer: what it did not cover was not drawn.
         session.meter(self._now, self.config.time_scale)
         offer = session.offer(session.granted_w, self._now + self.config.lease_ms)

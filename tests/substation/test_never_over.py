@@ -7,7 +7,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mesh.errors import Refused
 from mesh.model import LimitSource, StopReason
 from substation.completion import Completion
+from substation.grants import claim
 from substation.limits import Limit
+from substation.load import required_w, sums
 from substation.sessions import Session
 from substation.sharing import EqualShare, SharingPolicy
 from substation.station import STALL_MS, Memory
@@ -90,6 +92,22 @@ class NeverOver(RuleBasedStateMachine):
     def every_grant_is_nothing_or_at_least_the_floor(self) -> None:
         for session in self.live():
             assert session.granted_w == 0 or session.charge.floor_w <= session.granted_w <= session.charge.max_w
+
+    @invariant()
+    def what_is_kept_up_with_every_change_is_what_a_look_at_every_session_finds(self) -> None:
+        station = self.rig.station
+        assert station._live.sums() == sums(self.live())
+        required = sum(required_w(session, station._now, 1) for session in self.live() if session.active)
+        assert station.load().required_w == required
+        due = [at for session in self.live() if (at := station._next_of(session)) is not None]
+        assert station._live.next_due() == min(due, default=None)
+
+    @invariant()
+    def where_there_is_enough_for_all_the_shares_are_those_of_the_policy(self) -> None:
+        active = [session for session in self.live() if session.active]
+        limit_w = sum(session.wanted_w for session in active)
+        shares = self.policy().share([claim(session, self.rig.now, 1) for session in active], limit_w, turn_over=False)
+        assert shares == {session.session_id: session.wanted_w for session in active}
 
     @invariant()
     def grants_never_add_up_to_more_than_the_limit(self) -> None:

@@ -1,0 +1,151 @@
+"""The live sessions, and what is asked of all of them at once: kept up with every change, not looked up each time.
+
+Whoever changes a session says so with `touch`. What then costs a look is the sessions that were touched since the
+last one, however many there are besides.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
+
+from substation.load import Part, Sums, part, planned, required_w
+from substation.sessions import Session
+
+# Of the entries in the heap so many may be of the past for each that counts.
+_SLACK = 4
+
+
+class Live:
+    """Sessions by id, in the order of their admission. `due_of` says when something is due for a session next."""
+
+    def __init__(self, due_of: Callable[[Session], int | None]) -> None:
+        self._due_of = due_of
+        self._sessions: dict[str, Session] = {}
+        self._sums = Sums()
+        self._parts: dict[str, Part] = {}
+        # Active, with an amount and a departure.
+        self._planned: dict[str, Session] = {}
+        # When something is due next, and for whom: those due together come in the order of their admission.
+        self._due: dict[str, int] = {}
+        self._heap: list[tuple[int, int, str]] = []
+        self._numbers: dict[str, int] = {}
+        self._count = 0
+        # Touched since the sums were added up, since the power was shared, and since the last `take_changed`.
+        self._stale: dict[str, Session] = {}
+        self._unsettled: dict[str, Session] = {}
+        self._changed: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def get(self, session_id: str) -> Session | None:
+        return self._sessions.get(session_id)
+
+    # --- changes ---------------------------------------------------------------------------------------
+
+    def add(self, session: Session) -> None:
+        name = session.session_id
+        self._sessions[name] = session
+        self._count += 1
+        self._numbers[name] = self._count
+        self.touch(session)
+
+    def remove(self, session: Session) -> None:
+        """Of one that is not here nothing is removed."""
+        name = session.session_id
+        if self._sessions.pop(name, None) is None:
+            return
+        del self._numbers[name]
+        self._due.pop(name, None)
+        self._planned.pop(name, None)
+        for touched in (self._stale, self._unsettled, self._changed):
+            touched.pop(name, None)
+        if (counted := self._parts.pop(name, None)) is not None:
+            self._sums.add(counted, -1)
+
+    def touch(self, session: Session) -> None:
+        """It is about to change, or has just changed."""
+        name = session.session_id
+        self._stale[name] = self._unsettled[name] = self._changed[name] = session
+
+    def touch_all(self) -> None:
+        for session in self._sessions.values():
+            self.touch(session)
+
+    def take_changed(self) -> Collection[Session]:
+        """Those touched since this was asked the last time."""
+        changed, self._changed = self._changed, {}
+        return changed.values()
+
+    def take_unsettled(self) -> Collection[Session]:
+        """Those touched since this was asked the last time."""
+        unsettled, self._unsettled = self._unsettled, {}
+        return unsettled.values()
+
+    # --- what follows ----------------------------------------------------------------------------------
+
+    def sums(self) -> Sums:
+        """Of all of them as they are now; the next call may change what was returned."""
+        self._look()
+        return self._sums
+
+    def required_w(self, now: int, scale: int) -> int:
+        """The average power that brings all of them their energy by their departures."""
+        total = self.sums().required_w
+        return total + sum([required_w(session, now, scale) for session in self._planned.values()])
+
+    def next_due(self) -> int | None:
+        """When something is due for one of them next, in wall milliseconds."""
+        self._look()
+        heap, due = self._heap, self._due
+        while heap:
+            at, _, name = heap[0]
+            if due.get(name) == at:
+                return at
+            heappop(heap)
+        return None
+
+    def take_due(self, at: int) -> Iterable[Session]:
+        """Those for whom something is due by then, once; what is due for them after that is found anew."""
+        taken = []
+        while (due := self.next_due()) is not None and due <= at:
+            _, number, name = heappop(self._heap)
+            del self._due[name]
+            taken.append((number, self._sessions[name]))
+        sessions = [session for _, session in sorted(taken, key=itemgetter(0))]
+        for session in sessions:
+            self.touch(session)
+        return sessions
+
+    def _look(self) -> None:
+        if not self._stale:
+            return
+        stale, self._stale = self._stale, {}
+        for name, session in stale.items():
+            now_part, counted = part(session), self._parts.get(name)
+            if now_part != counted:
+                self._count_anew(name, session, counted, now_part)
+            self._note_due(name, self._due_of(session))
+        if len(self._heap) > _SLACK * len(self._due) + 64:
+            self._heap = [(at, self._numbers[name], name) for name, at in self._due.items()]
+            heapify(self._heap)
+
+    def _count_anew(self, name: str, session: Session, counted: Part | None, now_part: Part) -> None:
+        if counted is not None:
+            self._sums.add(counted, -1)
+        self._sums.add(now_part, 1)
+        self._parts[name] = now_part
+        if now_part[-1] is not None and planned(session):
+            self._planned[name] = session
+        else:
+            self._planned.pop(name, None)
+
+    def _note_due(self, name: str, at: int | None) -> None:
+        if at is None:
+            self._due.pop(name, None)
+        elif self._due.get(name) != at:
+            self._due[name] = at
+            heappush(self._heap, (at, self._numbers[name], name))
