@@ -1,7 +1,6 @@
 """What gathers for the next commit of the ledger, and who waits for it."""
 
 import asyncio
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,16 +9,16 @@ from mesh.errors import MeshError
 from substation import records
 from substation.keys import REMEMBER_MS
 from substation.ledger import Changes, SessionRow
-from substation.sessions import Session
+from substation.sessions import Session, copied
 from substation.station import Station
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Sessions as of the moment of a commit: all live ones, and those whose row it writes, in admission order."""
+    """Sessions as of the moment of a commit: live ones that changed, and those whose rows it writes, as admitted."""
 
     live: list[Session]
-    changed: list[Session]
+    rows: list[Session]
 
 
 @dataclass(slots=True)
@@ -33,8 +32,12 @@ class Batch:
     fences: dict[Key, str] = field(default_factory=dict)
     limits: bool = False
     draining: bool = False
-    # Grants, registers or states of live sessions changed.
+    # Grants, registers or states of live sessions changed, so that there is something to write.
     live: bool = False
+    # All live sessions are to be written, not only those that changed.
+    checkpoint: bool = False
+    # Live sessions that changed, once the commit has begun.
+    changed: dict[str, Session] = field(default_factory=dict)
     forget: bool = False
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
     # When it was written, in monotonic seconds; 0 before that.
@@ -71,11 +74,18 @@ class Batch:
         self.limits |= failed.limits
         self.draining |= failed.draining
         self.live |= failed.live
+        self.checkpoint |= failed.checkpoint
+        self.changed = {**failed.changed, **self.changed}
         self.forget |= failed.forget
         # Also what came later of an admission that was withdrawn: it must not bring the row back.
         for session_id in self.removed:
             self.sessions.pop(session_id, None)
             self.ended.discard(session_id)
+
+    @property
+    def gone(self) -> set[str]:
+        """Sessions that live no more, or never did."""
+        return self.ended | self.removed
 
     def resolve(self, error: MeshError | None) -> None:
         """Lets the callers go on."""
@@ -89,19 +99,25 @@ class Batch:
 
     def copies(self, station: Station) -> Copies:
         """The sessions as they are."""
-        live = {session.session_id: copy.copy(session) for session in station.sessions()}
-        changed = [live.get(name) or copy.copy(session) for name, session in self.sessions.items()]
-        return Copies(list(live.values()), sorted(changed, key=lambda session: session.admission_sequence))
+        for session in station.take_changed(everything=self.checkpoint):
+            self.changed[session.session_id] = session
+        # Those of a commit that failed may have ended since, or been withdrawn.
+        live = {name: copied(session) for name, session in self.changed.items() if station.lives(name)}
+        rows = [live.get(name) or copied(session) for name, session in self.sessions.items()]
+        return Copies(list(live.values()), sorted(rows, key=lambda session: session.admission_sequence))
 
-    def changes(self, station: Station, copies: Copies, now: int) -> Changes:
-        """What the commit writes."""
+    def changes(self, station: Station, copies: Copies, live: records.LiveBody, now: int) -> Changes:
+        """What the commit writes. `live` is what the commit before wrote of live sessions, or tried to."""
         changes = Changes(
-            sessions=[SessionRow(s.session_id, s.ended_ms, records.session_body(s)) for s in copies.changed],
+            sessions=[SessionRow(s.session_id, s.ended_ms, records.session_body(s)) for s in copies.rows],
             removed=list(self.removed),
             fences=[(key, attempt_id, now) for key, attempt_id in self.fences.items()],
-            state={"live": records.live_body(copies.live)},
             forget_before_ms=now - REMEMBER_MS if self.forget else None,
         )
+        live.drop(self.gone)
+        live.put(copies.live)
+        if self.gone or copies.live:
+            changes.state["live"] = live.body()
         if self.limits:
             changes.state["limits"] = records.limits_body(station.limits())
         if self.draining:

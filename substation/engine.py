@@ -8,6 +8,7 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from substation.limits import Limit
 from substation.load import Load, Report
 from substation.metrics import SubstationMetrics
 from substation.plant import Plant
+from substation.records import LiveBody
 from substation.sessions import Offer, Session
 from substation.shown import Shown
 from substation.station import STALL_MS, Station
@@ -37,9 +39,14 @@ log = structlog.get_logger()
 # Registers are kept, and shown, at least this often while a session charges.
 CHECKPOINT_S = 1.0
 FORGET_S = 3600.0
-# What the cars say, and calls, are answered to with power within this time: each costs a look at every session, which
-# a hundred cars that say something should share.
+# What the cars say, and calls, are answered to with power within this time, and what nobody waits for is written within
+# it: a hundred cars that say something should share one look and one commit.
 TURN_S = 0.02
+# Where a look takes long, as it does where every car's share changes with each other's, the next is not before so many
+# times of that; but one that was only held up holds up no other for long.
+_REST, _REST_MOST_S = 3, 0.1
+# Not worth a timer.
+_REST_LEAST_S = 0.001
 # Promises shift as time passes.
 _AHEAD_MS = 1_000
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
@@ -59,9 +66,11 @@ class Engine:
         self.epoch = epoch
         self._batch = Batch()
         self._wake = asyncio.Event()
+        # Set when somebody waits for the next commit.
+        self._urgent = asyncio.Event()
         # The turn that is due for what has come in, and when the last one was, in seconds.
         self._turn_due: asyncio.TimerHandle | None = None
-        self._turned_s = 0.0
+        self._turned_s = self._turn_took_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
@@ -69,6 +78,8 @@ class Engine:
         # What the ledger says each car may hold, and raises above it that wait for their commit.
         self._kept_w = {s.session_id: s.committed_w for s in station.sessions()}
         self._raises: dict[str, Offer] = {}
+        # All live sessions as the ledger has them, to be written together.
+        self._live = LiveBody()
         self._load = station.load()
         self._journal = SessionJournal(station.sessions())
         # Timers are of no call, whoever set them: their lines must not carry its trace.
@@ -113,8 +124,9 @@ class Engine:
     async def stop(self) -> None:
         """Writes the registers a last time and ends."""
         self._stopping = True
-        self._batch.live = True
+        self._batch.live = self._batch.checkpoint = True
         self._wake.set()
+        self._urgent.set()
         if self._tasks:
             self._tasks[1].cancel()
             await asyncio.wait(self._tasks, timeout=5)
@@ -219,6 +231,7 @@ class Engine:
         batch = self._batch
         batch.waiting.append(done)
         self._wake.set()
+        self._urgent.set()
         try:
             await done
         finally:
@@ -227,7 +240,7 @@ class Engine:
     def _hear(self, said: list[CarEvent]) -> None:
         try:
             self._tell_station(said)
-            if seconds() >= self._turned_s + TURN_S:
+            if seconds() >= self._next_turn_s():
                 self._turn()
         except Exception as error:
             self._break(error)
@@ -251,7 +264,8 @@ class Engine:
             if late_ms >= STALL_MS:
                 log.warning("the process stood still", seconds=late_ms / 1000)
                 self._tell_station(list(self._plant.read()))
-            self._turn()
+            if seconds() >= self._next_turn_s():
+                self._turn()
         except Exception as error:
             self._break(error)
 
@@ -263,9 +277,18 @@ class Engine:
         for event in events:
             self._note(event)
         if self._turn_due is None:
-            self._turn_due = asyncio.get_running_loop().call_later(TURN_S, self._turn_at_last, context=self._no_call)
+            delay_s = max(TURN_S, self._next_turn_s() - seconds())
+            self._turn_due = asyncio.get_running_loop().call_later(delay_s, self._turn_at_last, context=self._no_call)
         if self._batch:
             self._wake.set()
+
+    def _next_turn_s(self) -> float:
+        """When what the cars say, or what is due, is worth another turn."""
+        return self._turned_s + max(TURN_S, self._rest_s)
+
+    @property
+    def _rest_s(self) -> float:
+        return min(_REST_MOST_S, _REST * self._turn_took_s)
 
     def _turn_at_last(self) -> None:
         try:
@@ -278,11 +301,13 @@ class Engine:
         if self._turn_due is not None:
             self._turn_due.cancel()
             self._turn_due = None
+        began_s = seconds()
         for event in self._station.settle():
             self._note(event)
         self._publish_load()
         self._arm()
         self._turned_s = seconds()
+        self._turn_took_s = self._turned_s - began_s
         if self._batch:
             self._wake.set()
 
@@ -363,7 +388,8 @@ class Engine:
         forget_at = seconds() + FORGET_S
         while True:
             await asyncio.sleep(CHECKPOINT_S)
-            self._batch.live |= any(session.measured_w for session in self._station.sessions())
+            if any(session.measured_w for session in self._station.sessions()):
+                self._batch.live = self._batch.checkpoint = True
             if seconds() >= forget_at:
                 forget_at = seconds() + FORGET_S
                 self._forget()
@@ -378,9 +404,10 @@ class Engine:
     async def _commit_forever(self) -> None:
         retry_s = _RETRY_LEAST_S
         while not (self._stopping and not self._batch):
-            await self._wake.wait()
+            await self._gathered()
             self._wake.clear()
-            for event in self._station.meter(self._clock.now_ms()):
+            self._urgent.clear()
+            for event in self._station.advance(self._clock.now_ms()):
                 self._note(event)
             # What is written, and shown after it, is of one moment with the power shared.
             self._turn()
@@ -400,14 +427,27 @@ class Engine:
                 retry_s = _RETRY_LEAST_S
                 self._unblock()
 
+    async def _gathered(self) -> None:
+        """Returns when there is something to write: at once when somebody waits for it, else soon."""
+        await self._wake.wait()
+        if not self._batch.waiting and not self._stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TURN_S):
+                    await self._urgent.wait()
+        rest_s = self._turned_s + self._rest_s - seconds()
+        if rest_s > _REST_LEAST_S:
+            await asyncio.sleep(rest_s)
+
     async def _commit(self, batch: Batch) -> None:
         """Writes one batch, then lets out what waited for it."""
         now = self._clock.now_ms()
         copies = batch.copies(self._station)
-        changes = batch.changes(self._station, copies, now)
+        changes = batch.changes(self._station, copies, self._live, now)
         kept = {session.session_id: session.committed_w for session in copies.live}
+        for session_id in batch.gone:
+            self._kept_w.pop(session_id, None)
         # Until it is known which of the two the ledger says, only what both do is kept.
-        self._kept_w = {name: min(self._kept_w.get(name, 0), watts) for name, watts in kept.items()}
+        self._kept_w.update({name: min(self._kept_w.get(name, 0), watts) for name, watts in kept.items()})
         raises, self._raises = self._raises, {}
         batch.began_s = seconds()
         try:
@@ -418,14 +458,14 @@ class Engine:
         finally:
             batch.ended_s = seconds()
         self._metrics.commit.observe(batch.ended_s - batch.began_s)
-        self._kept_w = kept
+        self._kept_w.update(kept)
         for session in copies.live:
             # Read anew: the copy is as old as the commit took.
             session.measured_w = self._station.session(session.session_id).measured_w
-        self.shown.publish(copies.live, copies.changed)
+        self.shown.publish(copies.live, copies.rows)
         # Here and not where it is answered: a caller that went away was admitted all the same.
         self._metrics.sessions.labels("admitted", "").inc(len(batch.admitted))
-        self._metrics.count_ended(session for session in copies.changed if session.session_id in batch.ended)
+        self._metrics.count_ended(session for session in copies.rows if session.session_id in batch.ended)
         self._release(batch, raises)
 
     def _release(self, batch: Batch, raises: dict[str, Offer]) -> None:

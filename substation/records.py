@@ -103,6 +103,25 @@ def live_body(sessions: Iterable[Session]) -> bytes:
     return _encode([_live_record(session) for session in sessions])
 
 
+class LiveBody:
+    """The same, kept ready session by session: only what changed is encoded anew."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, msgspec.Raw] = {}
+
+    def put(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            self._parts[session.session_id] = msgspec.Raw(_encode(_live_record(session)))
+
+    def drop(self, session_ids: Iterable[str]) -> None:
+        """Those that are not there are none of its business."""
+        for session_id in session_ids:
+            self._parts.pop(session_id, None)
+
+    def body(self) -> bytes:
+        return _encode(list(self._parts.values()))
+
+
 def _live_record(session: Session) -> LiveRecord:
     return LiveRecord(
         session.session_id,

@@ -5,8 +5,9 @@ watts, energy whole millijoules, time wall milliseconds. `scale` is how many sec
 in one second.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
+from operator import attrgetter
 
 from mesh.charge import Charge
 from mesh.model import LimitReason, LimitSource, SessionState, StopReason
@@ -146,6 +147,9 @@ class Session:
     @property
     def lease_until_ms(self) -> int:
         """When the last lease ends under which it may draw; 0 when it has none."""
+        offers = self.offers
+        if len(offers) == 1:
+            return offers[0].valid_until_ms
         return max((offer.valid_until_ms for offer in self.offers), default=0)
 
     @property
@@ -206,3 +210,11 @@ class Session:
         if len(offers) == 1 and offers[0].power_w <= granted_w:  # the usual case
             return None
         return min([o.valid_until_ms for o in offers if o.power_w > granted_w], default=None)
+
+
+_values = attrgetter(*(field.name for field in fields(Session)))
+
+
+def copied(session: Session) -> Session:
+    """The session as it is now. `copy.copy` takes five times as long, and commits copy by the hundred."""
+    return Session(*_values(session))

@@ -1,14 +1,13 @@
 """What a substation shows: sessions as last committed, the stream of admissions, and who waits for news of either."""
 
 import asyncio
-import copy
 from collections import deque
 from collections.abc import Collection, Iterable
 from itertools import takewhile
 
 from mesh.errors import NotFound
 from mesh.model import ErrorReason
-from substation.sessions import Session
+from substation.sessions import Session, copied
 
 # Entries of the stream of admissions that can be resumed from.
 _ADMISSIONS_HELD = 10_000
@@ -18,7 +17,7 @@ class Shown:
     """Copies of sessions, each as it was in the last commit; only the measured power is as of now."""
 
     def __init__(self, sessions: Iterable[Session]) -> None:
-        self._sessions = {session.session_id: copy.copy(session) for session in sessions}
+        self._sessions = {session.session_id: copied(session) for session in sessions}
         self._admissions: deque[Session] = deque(maxlen=_ADMISSIONS_HELD)
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._listeners: set[asyncio.Event] = set()
@@ -94,16 +93,16 @@ class Shown:
 
     # --- writing ---------------------------------------------------------------------------------------
 
-    def publish(self, live: Iterable[Session], changed: list[Session]) -> None:
-        """Shows what a commit wrote: all live sessions, and in their order those with an entry in the admissions."""
-        for session in (*live, *(session for session in changed if not session.live)):
+    def publish(self, live: Iterable[Session], rows: list[Session]) -> None:
+        """Shows what a commit wrote: live sessions, and in their order those with an entry in the admissions."""
+        for session in (*live, *(session for session in rows if not session.live)):
             before = self._sessions.get(session.session_id)
             self.delivered_mj += session.delivered_mj - (before.delivered_mj if before else 0)
             self._sessions[session.session_id] = session
             if before is None or _news(before) != _news(session):
                 self._notify(session.session_id)
-        self._admissions.extend(changed)
-        if changed:
+        self._admissions.extend(rows)
+        if rows:
             self.tell_listeners()
 
     def measured(self, session_id: str, power_w: int) -> None:

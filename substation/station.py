@@ -268,12 +268,6 @@ class Station:
         self._settle()
         return self._taken()
 
-    def meter(self, now: int) -> list[Event]:
-        """Carries all registers to `now`, to be kept and shown."""
-        self._pass_to(now)
-        self._carry_registers()
-        return self._taken()
-
     def _carry_registers(self) -> None:
         for session in self._live:
             session.meter(self._now, self.config.time_scale)
@@ -298,9 +292,21 @@ class Station:
         """Live sessions, and on request those that ended within 24 h."""
         return [*self._live, *(self._ended.values() if include_ended else ())]
 
-    def take_changed(self) -> Collection[Session]:
-        """Live sessions of which anything changed but a register that only flowed on, since this was asked before."""
-        return self._live.take_changed()
+    def lives(self, session_id: str) -> bool:
+        """Whether it is a session that has not ended."""
+        return self._live.get(session_id) is not None
+
+    def take_changed(self, *, everything: bool = False) -> Collection[Session]:
+        """Live sessions to be kept and shown, with registers as of now: those that changed since this was asked before.
+
+        What only flowed on is no change. `everything`: all that live.
+        """
+        changed = self._live.take_changed()
+        if everything:
+            changed = list(self._live)
+        for session in changed:
+            session.meter(self._now, self.config.time_scale)
+        return changed
 
     def limits(self) -> list[Limit]:
         return self._power.limits.all()

@@ -54,8 +54,8 @@ class Disk:
             self.rows.pop(name, None)
         self.rows.update((row.session_id, row) for row in changes.sessions)
         self.fences.update((key, (attempt_id, at)) for key, attempt_id, at in changes.fences)
-        live = changes.state["live"]
-        assert isinstance(live, bytes)
+        live = changes.state.get("live", self.live)
+        assert live is None or isinstance(live, bytes)
         self.live = live
         if (before := changes.forget_before_ms) is not None:
             self.rows = {n: row for n, row in self.rows.items() if row.ended_ms is None or row.ended_ms > before}
@@ -121,6 +121,7 @@ class Substation:
         self.epoch = self.disk.epoch = max(self.disk.epoch + 1, self.now)
         self.station = Station(self.config, self._rng, self.now, memory)
         self.shown = Shown(self.station.sessions(include_ended=True))
+        self._live = records.LiveBody()
         self._batch = Batch()
         self._writing: tuple[Batch, Copies, Changes] | None = None
         self._failing = False
@@ -239,7 +240,7 @@ class Substation:
             self._written(batch, copies)
             return
         if how is Write.FAILED_BUT_ON_DISK:
-            self._on_disk([session for session in copies.changed if session.session_id not in batch.admitted])
+            self._on_disk([session for session in copies.rows if session.session_id not in batch.admitted])
         self._failed(batch)
 
     def _on_disk(self, sessions: Iterable[Session]) -> None:
@@ -248,20 +249,20 @@ class Substation:
 
     def begin_write(self) -> None:
         if self._writing is None:
-            self._absorb(self.station.meter(self.now))
+            self._absorb(self.station.advance(self.now))
             batch, self._batch = self._batch, Batch()
             copies = batch.copies(self.station)
-            self._writing = batch, copies, batch.changes(self.station, copies, self.now)
+            self._writing = batch, copies, batch.changes(self.station, copies, self._live, self.now)
 
     def crash_while_writing(self, how: Write) -> None:
         if self._writing is not None and how is not Write.FAILED:
             self.disk.write(self._writing[2])
-            self._on_disk(self._writing[1].changed)
+            self._on_disk(self._writing[1].rows)
         self.crash()
 
     def _written(self, batch: Batch, copies: Copies) -> None:
-        self.shown.publish(copies.live, copies.changed)
-        self._on_disk(copies.changed)
+        self.shown.publish(copies.live, copies.rows)
+        self._on_disk(copies.rows)
         if self._failing:
             self._failing = False
             self.station.unblock(NotAccepting.LEDGER)
