@@ -136,12 +136,26 @@ NOTHING = Outlook((0,) * len(GRID_MS), (0,) * len(GRID_MS))
 
 def outlook(needs: Iterable[Need]) -> Outlook:
     """The curves of many cars. Of one that cannot be completed what its full power brings counts as promised."""
-    even, latest = _Curve(), _Curve()
+    curves = Curves()
     for need in needs:
+        curves.count(need, 1)
+    return curves.outlook()
+
+
+class Curves:
+    """The same for cars that come and go."""
+
+    def __init__(self) -> None:
+        self._even, self._latest = _Curve(), _Curve()
+
+    def count(self, need: Need, times: int) -> None:
+        """Counts a car in (1) or out (-1)."""
         rate_w = min(need.max_w, need.need_mj / max(need.left_ms, LEAST_LEFT_MS))
-        even.rise(0, need.need_mj / rate_w if rate_w else 0, rate_w)
-        latest.rise(need.spare_ms, need.left_ms, need.max_w)
-    return Outlook(even.points(), latest.points())
+        self._even.rise(0, need.need_mj / rate_w if rate_w else 0, times * rate_w)
+        self._latest.rise(need.spare_ms, need.left_ms, times * need.max_w)
+
+    def outlook(self) -> Outlook:
+        return Outlook(self._even.points(), self._latest.points())
 
 
 class _Curve:
@@ -161,9 +175,9 @@ class _Curve:
         self._offset[after] -= rate_w * end_ms
 
     def points(self) -> tuple[int, ...]:
-        """Whole millijoules at each time of the grid."""
-        slopes, offsets = accumulate(self._slope), accumulate(self._offset)
-        return tuple(round(t * slope - offset) for t, slope, offset in zip(GRID_MS, slopes, offsets, strict=False))
+        """Whole millijoules at each time of the grid; of what was counted out again rounding may leave a trace."""
+        points = zip(GRID_MS, accumulate(self._slope), accumulate(self._offset), strict=False)
+        return tuple([max(0, round(t * slope - offset)) for t, slope, offset in points])
 
 
 def need_of(charge: Charge, now: int, scale: float) -> Need | None:

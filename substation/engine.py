@@ -19,8 +19,8 @@ from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
 from mesh.errors import MeshError, Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
-from mesh.outlook import Outlook
 from substation import events as ev
+from substation.ahead import Ahead
 from substation.batch import Batch
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
 from substation.journal import SessionJournal
@@ -49,6 +49,8 @@ _REST, _REST_MOST_S = 3, 0.1
 _REST_LEAST_S = 0.001
 # Promises shift as time passes.
 _AHEAD_MS = 1_000
+# A report that nothing has changed since may be said again for so long.
+_REPORT_MS = 20
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
 
 
@@ -84,8 +86,10 @@ class Engine:
         self._journal = SessionJournal(station.sessions())
         # Timers are of no call, whoever set them: their lines must not carry its trace.
         self._no_call = copy_context()
-        # What is promised, and as of when; made when somebody asks, and made anew after changes or a second.
-        self._ahead: tuple[Outlook, int] | None = None
+        # What is promised; made when somebody asks, and made anew after a second or under another limit.
+        self._ahead: Ahead | None = None
+        # What was reported last; None when that has changed.
+        self._report: Report | None = None
         # Why the ledger could not be written at the last try; empty when it could.
         self._ledger_error = ""
         # No more streams, then no more commits.
@@ -197,11 +201,15 @@ class Engine:
         return self._load
 
     def report(self) -> Report:
-        """The load as of the last change."""
+        """The load as of the last change. The same object as before where nothing has changed."""
         config, now = self._station.config, self._clock.now_ms()
-        if self._ahead is None or now - self._ahead[1] >= _AHEAD_MS:
-            self._ahead = (self._station.outlook(now), now)
-        return Report(config.substation_id, self.epoch, config.time_scale, now, self._load, self._ahead[0])
+        if self._report is not None and now - self._report.generated_ms < _REPORT_MS:
+            return self._report
+        if self._ahead is None or now - self._ahead.made_ms >= _AHEAD_MS:
+            self._ahead = Ahead(self._station.sessions(), self._load.limit_w, config.time_scale, now)
+        ahead = self._ahead.outlook()
+        self._report = Report(config.substation_id, self.epoch, config.time_scale, now, self._load, ahead)
+        return self._report
 
     @property
     def ledger_works(self) -> bool:
@@ -316,6 +324,7 @@ class Engine:
         match event:
             case ev.Admitted(session):
                 batch.admit(session)
+                self._promise(session)
             case ev.Repeated(session, raised=True):
                 batch.sessions[session.session_id] = session
             case ev.Ended(session):
@@ -331,6 +340,7 @@ class Engine:
             case ev.Opened(session_id):
                 self._raises.pop(session_id, None)
                 self._plant.open(session_id)
+                self._promise_no_more(session_id)
             case ev.LimitsChanged():
                 batch.limits = True
                 log.info("limits changed", limits=[f"{m.source.name} {m.limit_w} W" for m in self._station.limits()])
@@ -342,6 +352,16 @@ class Engine:
             case ev.LimitComplied(took_ms):
                 self._metrics.compliance.observe(took_ms / 1000)
                 log.info("limit complied with", took_s=took_ms / 1000)
+
+    def _promise(self, session: Session) -> None:
+        if self._ahead is not None:
+            self._ahead.add(session, self._clock.now_ms())
+        self._report = None
+
+    def _promise_no_more(self, session_id: str) -> None:
+        if self._ahead is not None:
+            self._ahead.drop(session_id)
+        self._report = None
 
     def _send(self, session_id: str, offer: Offer) -> None:
         """A raise waits until the ledger knows of it; everything else goes to the car now."""
@@ -365,12 +385,12 @@ class Engine:
                 committed_w=load.committed_w,
                 sessions=load.active_sessions,
             )
+            self._ahead = None
         if load.over_limit_ms and not self._load.over_limit_ms:
             log.error("over the limit", limit_w=load.limit_w, committed_w=load.committed_w, measured_w=load.measured_w)
         if load.sequence != self._load.sequence:
             self.shown.tell_listeners()
-            self._ahead = None
-        self._load = load
+        self._load, self._report = load, None
 
     def _arm(self) -> None:
         if self._timer:

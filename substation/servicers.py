@@ -169,7 +169,7 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         """Until the commitments have changed, at the earliest 20 ms and at the latest `interval` from now."""
         until = seconds() + interval
         await asyncio.sleep(_COALESCE_S)
-        while self._engine.report().load.sequence == sent and seconds() < until:
+        while self._engine.load.sequence == sent and seconds() < until:
             news.clear()
             await _news(self._engine, news, until - seconds())
 

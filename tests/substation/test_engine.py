@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from mesh.clock import SystemClock
 from mesh.errors import Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
+from mesh.outlook import NOTHING
 from substation.cars import CarEvent, Confirmed, Plugged, Reading
 from substation.engine import Engine, find_cars
 from substation.events import Event
@@ -343,3 +344,17 @@ async def test_what_many_cars_say_at_once_is_looked_at_once(tmp_path: Path, monk
         assert looks <= 20, "a look at every session for each word would take as many as there are sessions, squared"
         await until(lambda: engine.report().load.measured_w == 10_199, 1)
         monkeypatch.undo()
+
+
+async def test_what_is_promised_follows_who_comes_and_goes_at_once_and_time_within_a_second(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        assert engine.report().ahead == NOTHING
+        first, _ = await engine.charge(a_charge("1"))
+        alone = engine.report().ahead
+        assert alone.evenly_mj[-1] == pytest.approx(36_000_000_000)
+        second, _ = await engine.charge(a_charge("2"))
+        assert engine.report().ahead.evenly_mj == pytest.approx((alone + alone).evenly_mj, abs=1_000)
+        await engine.stop_session(first.session_id, StopReason.REMOTE)
+        assert engine.report().ahead.at_latest_mj == pytest.approx(alone.at_latest_mj, rel=0.001)
+        await engine.stop_session(second.session_id, StopReason.REMOTE)
+        assert engine.report().ahead == NOTHING

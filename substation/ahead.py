@@ -1,0 +1,39 @@
+"""What a substation has promised for the hours ahead, kept up as cars come and go.
+
+Promises shift as time passes and as cars draw less than they could: whoever keeps this makes it anew once a second
+or so. In between, who came counts at once and who is done counts no more.
+"""
+
+from collections.abc import Iterable
+
+from mesh.outlook import Curves, Need, Outlook
+from substation.completion import need
+from substation.grants import claim
+from substation.sessions import Session
+
+
+class Ahead:
+    """The promises as of `made_ms`, wall milliseconds, under one limit. `scale`: seconds of charging in one second."""
+
+    def __init__(self, sessions: Iterable[Session], limit_w: int, scale: int, now: int) -> None:
+        self.made_ms = now
+        self._limit_w = limit_w
+        self._scale = scale
+        self._curves = Curves()
+        self._needs: dict[str, Need] = {}
+        for session in sessions:
+            self.add(session, now)
+
+    def add(self, session: Session, now: int) -> None:
+        """Nothing for one that wants no more."""
+        if session.active:
+            asked = self._needs[session.session_id] = need(claim(session, now, self._scale), self._limit_w)
+            self._curves.count(asked, 1)
+
+    def drop(self, session_id: str) -> None:
+        """It wants no more."""
+        if (asked := self._needs.pop(session_id, None)) is not None:
+            self._curves.count(asked, -1)
+
+    def outlook(self) -> Outlook:
+        return self._curves.outlook()
