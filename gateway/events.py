@@ -10,10 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 import structlog
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from gateway import problems
+from gateway.asgi import Receive, Request, Response, Send
 from gateway.problems import Naming
 from gateway.reader import Reader, TooSlow
 from gateway.schemas import Problem
@@ -23,11 +22,11 @@ log = structlog.get_logger()
 M = TypeVar("M")
 
 _NO_NAMES = Naming()
-_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # a proxy that buffers makes events late
-}
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # a proxy that buffers makes events late
+]
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class EventStream(Response, Generic[M]):
         done: Callable[[], None],
         on_drop: Callable[[], None],
     ) -> None:
-        super().__init__(headers=_HEADERS)
-        del self.headers["content-length"]
+        self.status, self.reason, self.headers = 200, "", _HEADERS
         self._call = Latest(call)
         self._first = first
         self._events_of = events_of
@@ -69,14 +67,14 @@ class EventStream(Response, Generic[M]):
         self._done = done
         self._on_drop = on_drop
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def send(self, request: Request, send: Send) -> None:
         try:
-            await self._serve(scope, receive, Reader(scope, send))
+            await self._serve(request.receive, Reader(request.scope, send))
         finally:
             self._done()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Reader) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def _serve(self, receive: Receive, send: Reader) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         stop = asyncio.ensure_future(self._stopping.wait())
         gone = asyncio.ensure_future(_disconnected(receive))
         try:

@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from starlette.requests import Request
-from starlette.responses import Response
+from gateway.asgi import Request, Response
 
 EVENT_STREAM = "text/event-stream"
 Handler = Callable[[Request], Awaitable[Response]]

@@ -10,8 +10,8 @@ from http import HTTPStatus
 
 import grpc
 import msgspec
-from starlette.responses import Response
 
+from gateway.asgi import Response
 from gateway.schemas import FieldError, Problem
 from mesh import logs
 from mesh.errors import InvalidRequest, MeshError, Violation
@@ -233,19 +233,7 @@ def encode(body: Problem) -> bytes:
     return _ENCODER.encode(body)
 
 
-class ProblemResponse(Response):
-    """A problem as a response, with its reason for whoever counts."""
-
-    media_type = MEDIA_TYPE
-
-    def __init__(self, body: Problem, headers: Mapping[str, str] | None) -> None:
-        super().__init__(_ENCODER.encode(body), body.status, headers)
-        self.reason = body.reason
-
-
-def response(body: Problem, headers: Mapping[str, str] | None = None) -> ProblemResponse:
+def response(body: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response, Retry-After included."""
-    reply = ProblemResponse(body, headers)
-    if body.retry_after_s is not None:
-        reply.headers["Retry-After"] = str(body.retry_after_s)
-    return reply
+    retry = {} if body.retry_after_s is None else {"Retry-After": str(body.retry_after_s)}
+    return Response(encode(body), MEDIA_TYPE, body.status, {**(headers or {}), **retry}, body.reason)

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from starlette.datastructures import QueryParams
-
+from gateway.asgi import Request
 from gateway.problems import ProblemError, invalid
 from gateway.schemas import FieldError, SessionState
 
@@ -17,8 +16,8 @@ _MAX_UINT32 = 2**32 - 1
 class Query:
     """The parameters of one request. `done()` raises for all that was wrong at once."""
 
-    def __init__(self, given: QueryParams) -> None:
-        self._given = given
+    def __init__(self, request: Request) -> None:
+        self._given = request.query
         self._known: set[str] = set()
         self._errors: list[FieldError] = []
 
@@ -38,7 +37,7 @@ class Query:
         """Session states, as often as it is given."""
         self._known.add(name)
         found = []
-        for text in self._given.getlist(name):
+        for text in self._values(name):
             try:
                 found.append(SessionState(text))
             except ValueError:
@@ -47,7 +46,7 @@ class Query:
 
     def done(self) -> None:
         """Raises when something was wrong or is unknown."""
-        for name in self._given:
+        for name in dict.fromkeys(name for name, _ in self._given):
             if name not in self._known:
                 known = f"known are {', '.join(sorted(self._known))}" if self._known else "there are none"
                 self._wrong(name[:100], f"is not a parameter of this path; {known}")
@@ -56,7 +55,7 @@ class Query:
 
     def _one(self, name: str, read: Callable[[str], T], what: str, absent: T) -> T:
         self._known.add(name)
-        values = self._given.getlist(name)
+        values = self._values(name)
         if len(values) > 1:
             self._wrong(name, "must be given once")
         elif values:
@@ -66,6 +65,9 @@ class Query:
                 self._wrong(name, f"must be {what}")
         return absent
 
+    def _values(self, name: str) -> list[str]:
+        return [value for each, value in self._given if each == name]
+
     def _wrong(self, name: str, detail: str) -> None:
         self._errors.append(FieldError(name, detail))
 
@@ -74,3 +76,9 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _MAX_UINT32):
         raise ValueError(text)
     return int(text)
+
+
+def none(request: Request) -> None:
+    """Refuses any parameter."""
+    if request.query:
+        Query(request).done()

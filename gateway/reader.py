@@ -3,19 +3,16 @@
 import asyncio
 import socket
 import struct
-from collections.abc import MutableMapping
-from typing import Any
 
 import structlog
-from starlette.types import Scope, Send
+
+from gateway.asgi import CONNECTION, Message, Scope, Send
 
 log = structlog.get_logger()
 
 # A reader for whom nothing could be written for so long is given up, and has so long to hear why.
 PATIENCE_S = 5.0
 FAREWELL_S = 1.0
-# The extension of a request's scope that holds its connection; `gateway.server` puts it there.
-TRANSPORT = "gridmesh.transport"
 
 
 class TooSlow(Exception):
@@ -28,15 +25,15 @@ class Reader:
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._transport: asyncio.WriteTransport = scope["extensions"][TRANSPORT]["transport"]
+        self._transport: asyncio.WriteTransport = scope["extensions"][CONNECTION]["transport"]
         # What the socket does not take at once is waited for: one message and no more is held here.
         self._transport.set_write_buffer_limits(high=0)
 
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+    async def __call__(self, message: Message) -> None:
         """TooSlow when the client did not read for as long as that."""
         await self._within(PATIENCE_S, message)
 
-    async def _within(self, patience_s: float, message: MutableMapping[str, Any]) -> None:
+    async def _within(self, patience_s: float, message: Message) -> None:
         try:
             async with asyncio.timeout(patience_s):
                 await self._send(message)

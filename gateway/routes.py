@@ -1,17 +1,16 @@
 """What each operation of the API does. `gateway.table` names and documents them."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
-from gateway import bodies, problems, schemas, translate
+from gateway import bodies, problems, queries, schemas, translate
+from gateway.asgi import JSON, Request, Response
 from gateway.balancers import Balancers
 from gateway.batch import Batch
 from gateway.events import Event, EventStream
@@ -36,6 +35,7 @@ _STOP = bodies.Reader(schemas.StopBody)
 _LIMIT = bodies.Reader(schemas.LimitBody)
 
 KEY = "Idempotency-Key"
+_KEY = KEY.lower().encode()
 _OF_CHARGE = Naming("#", {"request_id": KEY})
 _OF_LIST = Naming(parameters={"states": "state"})
 _OF_SESSION = Naming("#", {"session_id": "session_id"})
@@ -44,7 +44,7 @@ _OF_SUBSTATION = Naming(parameters={"substation_id": "substation_id"})
 
 
 def _json(body: msgspec.Struct | list[Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(_encode(body), status, headers, "application/json")
+    return Response(_encode(body), JSON, status, headers)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Api:
 
     async def charge(self, request: Request) -> Response:
         """Admits one car."""
-        Query(request.query_params).done()
+        queries.none(request)
         key = self._key(request)
         # Also on errors, so that a client whose key we made can repeat with it.
         echo = {KEY: key} if is_printable(key) else {}
@@ -94,7 +94,7 @@ class Api:
 
     async def charge_batch(self, request: Request) -> Response:
         """Admits many cars; each has its own outcome."""
-        Query(request.query_params).done()
+        queries.none(request)
         body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
         bodies.require_json(request, body)
         batch = Batch()
@@ -107,7 +107,7 @@ class Api:
 
     async def list_charges(self, request: Request) -> Response:
         """One page of sessions."""
-        query = Query(request.query_params)
+        query = Query(request)
         asked = charging_pb2.ListSessionsRequest(
             page_size=query.number("page_size"),
             page_token=query.text("page_token"),
@@ -123,22 +123,22 @@ class Api:
 
     async def get_charge(self, request: Request) -> Response:
         """One session."""
-        Query(request.query_params).done()
-        asked = charging_pb2.GetSessionRequest(session_id=request.path_params["session_id"])
+        queries.none(request)
+        asked = charging_pb2.GetSessionRequest(session_id=request.params["session_id"])
         with self._admitted():
             answer = await self.balancers.call(lambda to: to.charging.GetSession, asked, _OF_SESSION)
         return _json(schemas.SessionReply(translate.session(answer.session)))
 
     async def stop_charge(self, request: Request) -> Response:
         """Ends a session."""
-        Query(request.query_params).done()
+        queries.none(request)
         body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
         reason = None
         if body:
             bodies.require_json(request, body)
             reason = _STOP.decode(body).reason
         asked = charging_pb2.StopSessionRequest(
-            session_id=request.path_params["session_id"],
+            session_id=request.params["session_id"],
             reason=charging_pb2.StopReason.Value(f"STOP_REASON_{reason or 'UNSPECIFIED'}"),
         )
         answer = await self.balancers.call(lambda to: to.charging.StopSession, asked, _OF_SESSION)
@@ -146,15 +146,15 @@ class Api:
 
     async def watch_charge(self, request: Request) -> Response:
         """A session as events."""
-        Query(request.query_params).done()
-        asked = charging_pb2.WatchSessionRequest(session_id=request.path_params["session_id"])
+        queries.none(request)
+        asked = charging_pb2.WatchSessionRequest(session_id=request.params["session_id"])
         return await self._stream(request, lambda to: to.charging.WatchSession, asked, _session_events)
 
     # --- substations -------------------------------------------------------------------------------
 
     async def list_substations(self, request: Request) -> Response:
         """The balancer's load view."""
-        Query(request.query_params).done()
+        queries.none(request)
         answer = await self.balancers.call(
             lambda to: to.operations.ListSubstations, operations_pb2.ListSubstationsRequest()
         )
@@ -162,24 +162,24 @@ class Api:
 
     async def watch_substations(self, request: Request) -> Response:
         """The load view as events."""
-        Query(request.query_params).done()
+        queries.none(request)
         asked = operations_pb2.WatchSubstationsRequest()
         return await self._stream(request, lambda to: to.operations.WatchSubstations, asked, _substation_events)
 
     async def set_limit(self, request: Request) -> Response:
         """Sets one source's limit."""
-        Query(request.query_params).done()
+        queries.none(request)
         source = _source(request)
         body = await self._body(request, _LIMIT)
-        asked = translate.limit_request(request.path_params["substation_id"], source, body)
+        asked = translate.limit_request(request.params["substation_id"], source, body)
         answer = await self.balancers.call(lambda to: to.operations.SetLimit, asked, _OF_LIMIT)
         return _json(translate.limits_reply(answer))
 
     async def clear_limit(self, request: Request) -> Response:
         """Removes one source's limit."""
-        Query(request.query_params).done()
+        queries.none(request)
         asked = operations_pb2.ClearLimitRequest(
-            substation_id=request.path_params["substation_id"],
+            substation_id=request.params["substation_id"],
             source=load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{_source(request)}"),
         )
         answer = await self.balancers.call(lambda to: to.operations.ClearLimit, asked, _OF_LIMIT)
@@ -187,15 +187,15 @@ class Api:
 
     async def drain(self, request: Request) -> Response:
         """Stops admissions on one substation."""
-        Query(request.query_params).done()
-        asked = operations_pb2.DrainRequest(substation_id=request.path_params["substation_id"])
+        queries.none(request)
+        asked = operations_pb2.DrainRequest(substation_id=request.params["substation_id"])
         answer = await self.balancers.call(lambda to: to.operations.Drain, asked, _OF_SUBSTATION)
         return _json(schemas.LoadReply(translate.load(answer.load)))
 
     async def undrain(self, request: Request) -> Response:
         """Lets one substation admit again."""
-        Query(request.query_params).done()
-        asked = operations_pb2.UndrainRequest(substation_id=request.path_params["substation_id"])
+        queries.none(request)
+        asked = operations_pb2.UndrainRequest(substation_id=request.params["substation_id"])
         answer = await self.balancers.call(lambda to: to.operations.Undrain, asked, _OF_SUBSTATION)
         return _json(schemas.LoadReply(translate.load(answer.load)))
 
@@ -234,29 +234,18 @@ class Api:
         bodies.require_json(request, body)
         return reader.decode(body)
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Counts a call while the balancer has it. MeshError when there are too many."""
-        self.admission.enter(self.balancers.timeout_s)
-        served = True
-        try:
-            yield
-        except ProblemError as error:
-            served = error.problem.reason not in problems.IN_DOUBT
-            raise
-        except BaseException:
-            served = False
-            raise
-        finally:
-            self.admission.leave(seconds(), served=served)
+    def _admitted(self) -> "_Admitted":
+        return _Admitted(self.admission, self.balancers.timeout_s)
 
     async def _still_there(self, request: Request) -> None:
-        """AttemptExpired for a client that left while others were served. Asked only then: it costs a little."""
-        if self.admission.wait_s and await request.is_disconnected():
-            raise expired()
+        """AttemptExpired for a client that left while others were served."""
+        if self.admission.wait_s:
+            await asyncio.sleep(0)  # now all is read that has come
+            if request.gone:
+                raise expired()
 
     async def _stream(self, request: Request, method: Any, asked: Any, events_of: Any) -> Response:  # noqa: ANN401
-        last = request.headers.get("last-event-id", "")
+        last = request.header(b"last-event-id")
         with ExitStack() as held:
             held.enter_context(self.streams)
             call, first = await self.balancers.open(method, asked)
@@ -273,7 +262,7 @@ class Api:
 
     def _key(self, request: Request) -> str:
         """The client's key, or one of our making."""
-        given = request.headers.getlist(KEY)
+        given = request.given(_KEY)
         if len(given) > 1:
             raise ProblemError(problems.invalid(schemas.FieldError(KEY, "must be given once")))
         return given[0] if given else self._new_id()
@@ -283,6 +272,23 @@ class Api:
 
     def _not_after_ms(self) -> int:
         return self.clock.now_ms() + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+
+
+class _Admitted:
+    """Counts a call while the balancer has it. MeshError when there are too many."""
+
+    __slots__ = ("_admission", "_timeout_s")
+
+    def __init__(self, admission: Admission, timeout_s: float) -> None:
+        self._admission = admission
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> None:
+        self._admission.enter(self._timeout_s)
+
+    def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
+        definite = isinstance(error, ProblemError) and error.problem.reason not in problems.IN_DOUBT
+        self._admission.leave(seconds(), served=error is None or definite)
 
 
 def _session_events(message: charging_pb2.WatchSessionResponse) -> list[Event]:
@@ -300,7 +306,7 @@ def _substation_events(message: operations_pb2.WatchSubstationsResponse) -> list
 
 def _source(request: Request) -> schemas.LimitSource:
     try:
-        return schemas.LimitSource(request.path_params["source"].upper())
+        return schemas.LimitSource(request.params["source"].upper())
     except ValueError:
         known = ", ".join(source.lower() for source in schemas.LimitSource)
         raise ProblemError(problems.invalid(schemas.FieldError("source", f"must be one of {known}"))) from None

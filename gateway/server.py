@@ -11,11 +11,10 @@ from http import HTTPStatus
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway import problems
-from gateway.reader import TRANSPORT
+from gateway.asgi import CONNECTION, WHOLE, ASGIApp, Message
 from gateway.schemas import Problem
 from mesh.settings import StartupError
 
@@ -66,6 +65,7 @@ async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, 
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(grace_s),
@@ -90,7 +90,9 @@ class _Protocol(HttpToolsProtocol):
     """Bounds what uvicorn does not: connections, and a request's path and headers in size and time."""
 
     _most = _most_connections()
-    # While a request's head comes: its bytes so far, and when it is too late.
+    # While a request's head comes: its bytes so far, and when it is too late. A head that comes in one piece, as
+    # nearly all do, has no timer.
+    _in_head = True
     _head = 0
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -99,7 +101,7 @@ class _Protocol(HttpToolsProtocol):
         if len(self.connections) > self._most:
             self._refuse(problems.problem(503, "OVERLOADED", f"{self._most} connections are open"))
         else:
-            self._begin_head()
+            self._time_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
@@ -108,30 +110,38 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._head_timer is not None:
+        if self._in_head:
             self._head += len(data)
         super().data_received(data)
         # Also a first read that holds the whole head, and then some body, is no larger than what is read at once.
-        if self._head_timer is not None and self._head > _MAX_HEAD:
+        if self._in_head and self._head > _MAX_HEAD:
             self._refuse(
                 problems.problem(431, "HEADERS_TOO_LARGE", f"path and headers must be at most {_MAX_HEAD} bytes")
             )
+        elif self._in_head and self._head_timer is None:
+            self._time_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {TRANSPORT: {"transport": self.transport}}
-        if self._head_timer is None:
-            self._begin_head()
+        if not self._in_head:
+            self._in_head, self._head = True, 0
+        self._connection: dict[object, object] = {"transport": self.transport, "arrived": False}
+        self.scope["extensions"] = {CONNECTION: self._connection}
 
     def on_headers_complete(self) -> None:
         self._end_head()
         super().on_headers_complete()
+        self.cycle.__class__ = _Cycle  # uvicorn cannot be told to make one
 
-    def _begin_head(self) -> None:
-        self._head = 0
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._connection["arrived"] = True
+
+    def _time_head(self) -> None:
         self._head_timer = self.loop.call_later(_HEAD_WITHIN_S, self.transport.abort)
 
     def _end_head(self) -> None:
+        self._in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -151,6 +161,40 @@ class _Protocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its reply, which may be sent whole: one write is one segment, and one call of the system."""
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # uvicorn lists its messages
+        if message["type"] != WHOLE:
+            await super().send(message)  # type: ignore[arg-type]
+            return
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        reply = self._encode(message)
+        self.response_started = self.response_complete = True
+        self.transport.write(reply)
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def _encode(self, message: Message) -> bytes:
+        parts = [STATUS_LINE[message["status"]]]
+        for name, value in (*self.default_headers, *message["headers"]):
+            if b"\n" in value or b"\r" in value:
+                raise ValueError(f"{name!r} would be more than one header")
+            if name == b"connection":
+                self.keep_alive = False  # we say nothing else of it than that it is closed
+            else:
+                parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        if self.scope["method"] != "HEAD":
+            parts.append(message["body"])
+        return b"".join(parts)
 
 
 class _ToStructlog(logging.Handler):

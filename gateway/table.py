@@ -3,10 +3,9 @@
 from typing import Any
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
 
 from gateway import openapi, pages, schemas
+from gateway.asgi import HTML, JSON, Request, Response
 from gateway.operation import EVENT_STREAM, Operation, Parameter, Reply
 from gateway.routes import KEY, Api
 
@@ -62,21 +61,20 @@ def operations(api: Api, version: str) -> list[Operation]:
     """Every operation, with those of the document itself."""
     table = [*_charges(api), *_substations(api), *_itself(api)]
     document: list[bytes] = []
-    docs: list[str] = []
+    docs: list[bytes] = []
 
     async def show_document(request: Request) -> Response:
         del request
-        return Response(document[0], media_type="application/json")
+        return Response(document[0], JSON)
 
     async def show_docs(request: Request) -> Response:
         del request
-        return HTMLResponse(docs[0])
+        return Response(docs[0], HTML)
 
     async def show_index(request: Request) -> Response:
         del request
-        return HTMLResponse(pages.index())
+        return Response(pages.index().encode(), HTML)
 
-    html = "text/html; charset=utf-8"
     table += [
         Operation(
             "get_openapi",
@@ -94,15 +92,15 @@ def operations(api: Api, version: str) -> list[Operation]:
             "gateway",
             "This document for people.",
             show_docs,
-            (Reply(200, "A page.", None, html),),
+            (Reply(200, "A page.", None, HTML),),
         ),
         Operation(
-            "get_index", "GET", "/", "gateway", "What this is.", show_index, (Reply(200, "A page.", None, html),)
+            "get_index", "GET", "/", "gateway", "What this is.", show_index, (Reply(200, "A page.", None, HTML),)
         ),
     ]
     described = openapi.document(table, version)
     document.append(msgspec.json.encode(described))
-    docs.append(pages.docs(described))
+    docs.append(pages.docs(described).encode())
     return table
 
 

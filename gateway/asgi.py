@@ -1,0 +1,102 @@
+"""What the gateway sees of a request and makes of a reply: as little over ASGI as its operations need.
+
+Two extensions of ASGI are between this and `gateway.server`, so that what is usual is cheap: a request says whether
+its body is there already, and a reply that is known whole leaves in one message, and so in one segment.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+# In a scope's extensions: a mapping with `transport`, the connection, and `arrived`, whether all of the body is here.
+CONNECTION = "gridmesh.connection"
+# The type of a message that is a whole reply: `status`, `headers`, `body`.
+WHOLE = "gridmesh.whole"
+
+JSON = "application/json"
+HTML = "text/html; charset=utf-8"
+
+
+class Disconnected(Exception):
+    """The client left before its body was complete."""
+
+
+class Request:
+    """One request. `params` are the parts of its path that the route names."""
+
+    __slots__ = ("_first", "method", "params", "receive", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, params: Mapping[str, str]) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.params = params
+        self.method: str = scope["method"]
+        self._first: dict[bytes, bytes] = dict(scope["headers"])
+
+    def given(self, name: bytes) -> list[str]:
+        """Each header of that name, which is in lower case."""
+        headers = self.scope["headers"]
+        if len(headers) == len(self._first):  # as nearly always: none is there twice
+            return [self._first[name].decode("latin-1")] if name in self._first else []
+        return [value.decode("latin-1") for each, value in headers if each == name]
+
+    def header(self, name: bytes) -> str:
+        """The first header of that name; empty when there is none."""
+        given = self.given(name)
+        return given[0] if given else ""
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The query's parameters, as often as each is given."""
+        said: bytes = self.scope["query_string"]
+        return parse_qsl(said.decode("latin-1"), keep_blank_values=True) if said else []
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all of the body is here: reading it waits for nobody."""
+        return bool(self.scope["extensions"][CONNECTION]["arrived"])
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left, as far as its connection has been read."""
+        return bool(self.scope["extensions"][CONNECTION]["transport"].is_closing())
+
+    async def part(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether there is more. Disconnected when it will not come."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return message.get("body", b""), message.get("more_body", False)
+
+
+class Response:
+    """A whole reply. `reason` is that of a problem, for whoever counts."""
+
+    __slots__ = ("body", "headers", "reason", "status")
+
+    def __init__(
+        self,
+        body: bytes,
+        media: str,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        reason: str = "",
+    ) -> None:
+        self.body = body
+        self.status = status
+        self.reason = reason
+        self.headers: list[Header] = [(b"content-type", media.encode()), (b"content-length", b"%d" % len(body))]
+        if headers:
+            self.headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+    async def send(self, request: Request, send: Send) -> None:
+        """Sends it; returns when nothing of it is left to do."""
+        del request
+        await send({"type": WHOLE, "status": self.status, "headers": self.headers, "body": self.body})

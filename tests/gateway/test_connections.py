@@ -1,0 +1,69 @@
+"""What goes over a connection: whole replies in one piece, one request after another, and the end of it."""
+
+import asyncio
+import re
+
+import pytest
+
+from gridmesh.v1 import charging_pb2
+from tests.gateway.running import CAR, SESSION_ID, Context, Gateway, Message, a_session
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+BODY = b'{"status":"ok"}'
+
+
+async def all_said(gateway: Gateway, *sent: bytes) -> bytes:
+    """What comes until the gateway closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(10):
+        for part in sent:
+            writer.write(part)
+            await writer.drain()
+        said = await reader.read()
+    writer.close()
+    return said
+
+
+async def test_pipelined_requests_are_answered_in_their_order(gateway: Gateway) -> None:
+    missing = HEALTH.replace(b"healthz", b"nowhere")
+    last = HEALTH.replace(b"host: x", b"connection: close")
+    said = await all_said(gateway, HEALTH + missing + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"404", b"200"]
+    assert said.endswith(BODY)
+
+
+async def test_head_has_the_length_of_the_body_and_no_body(gateway: Gateway) -> None:
+    for path in ("/healthz", f"/v1/charges/{SESSION_ID}", "/nowhere"):
+        head, get = await gateway.http.head(path), await gateway.http.get(path)
+        assert head.status_code == get.status_code
+        assert head.headers["content-length"] == get.headers["content-length"] == str(len(get.content))
+        assert not head.content
+
+
+@pytest.mark.parametrize(("version", "header"), [(b"1.0", b"host: x"), (b"1.1", b"connection: close")])
+async def test_a_connection_that_is_not_kept_is_closed_after_the_reply(
+    gateway: Gateway, version: bytes, header: bytes
+) -> None:
+    said = await all_said(gateway, HEALTH.replace(b"1.1", version).replace(b"host: x", header))
+    assert b"connection: close" in said
+    assert said.endswith(b"\r\n\r\n" + BODY)
+
+
+async def test_a_body_that_comes_after_its_head_is_waited_for(gateway: Gateway) -> None:
+    body = b'{"vehicle_id": "a", "max_power_kw": 11}'
+    head = (
+        b"POST /v1/charges HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
+        b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    )
+    said = await all_said(gateway, head, body)
+    assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\n")
+
+
+async def test_a_header_that_would_be_two_is_not_sent(gateway: Gateway) -> None:
+    async def smuggles(request: Message, context: Context) -> Message:
+        return charging_pb2.ChargeResponse(session=a_session(session_id="north.x\r\nset-cookie: a"))
+
+    gateway.fake.answers["Charge"] = smuggles
+    reply = await gateway.post(CAR)
+    assert reply.status_code == 500
+    assert "set-cookie" not in reply.headers
