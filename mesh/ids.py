@@ -2,7 +2,6 @@
 
 import re
 from random import Random
-from uuid import UUID
 
 SUBSTATION_ID = re.compile(r"[a-z0-9-]{1,40}")
 _PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
@@ -14,7 +13,8 @@ def uuid7(now_ms: int, rng: Random) -> str:
     value = (now_ms & (1 << 48) - 1) << 80 | rng.getrandbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76  # version
     value = value & ~(0x3 << 62) | 0x2 << 62  # variant
-    return str(UUID(int=value))
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def session_id(substation_id: str, uuid: str) -> str:
