@@ -1,10 +1,10 @@
 """Charges on their way to one destination: one that is alone leaves at once, those that gather leave together.
 
-A call costs the same whether it carries one charge or fifty. While two that left for a destination have no answer at
-all yet, what comes for it gathers, and leaves as one `ChargeBatch` with the first answer: the busier the destination,
-the larger the batches. So one caller waits for nobody, and a destination that stands still holds back only its own. As
-not every batch for a balancer hears from every substation behind it, one without an answer holds others back for
-`HOLD_S` at most.
+A call costs the same whether it carries one charge or fifty. While two that left for a destination are unanswered, what
+comes for it gathers, and leaves as one `ChargeBatch` when one of them is answered: the busier the destination, the
+larger the batches. So one caller waits for nobody, and a destination that stands still holds back only its own.
+Behind a balancer one substation may stand still while others do not: a batch counts as answered when half of it is, and
+none holds others back for longer than twice the time in which they usually are.
 
 Each charge keeps its own deadline, status, trace and caller. Times are seconds of the monotonic clock.
 """
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# So many without an answer, and others wait: one that is being served, and one that is there when it is done.
+# So many unanswered, and others wait: one that is being served, and one that is there when it is done.
 MOST_UNANSWERED = 2
-# The longest that an unanswered call holds back others.
-HOLD_S = 0.01
+# Of the usual time to an answer, how long a call that is not answered holds others back; and the bounds of that.
+_PATIENCE = 2.0
+_SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.002, 0.25
+# How much the latest call counts for in what is usual.
+_WEIGHT = 1 / 8
 # In one batch. Larger ones take a server's event loop for long, and hold no more together.
 MOST_ITEMS = 256
 # Of the time of a batch, beyond that of its last item: each item has its own end.
@@ -106,6 +109,8 @@ class Coalescer:
         self._gathered: list[Item] = []
         self._leaving = False
         self._unanswered = 0
+        # The usual time to an answer.
+        self._usual_s = _SHORTEST_HOLD_S
         self._calls: set[asyncio.Task[None]] = set()
 
     async def charge(self, request: charging_pb2.ChargeRequest, until: float) -> Charged:
@@ -156,11 +161,20 @@ class Coalescer:
         self._calls.add(work)
         work.add_done_callback(self._calls.discard)
 
-    def answered(self) -> None:
-        """One less."""
+    def answered(self, after_s: float) -> None:
+        """One was answered after that time, be it that nobody waited for it any longer."""
+        self._usual_s += (after_s - self._usual_s) * _WEIGHT
+
+    def let_go(self) -> None:
+        """One less holds others back."""
         self._unanswered -= 1
         if self._gathered:
             self._leave_soon()
+
+    @property
+    def hold_s(self) -> float:
+        """How long a call that leaves now may hold others back."""
+        return min(max(_PATIENCE * self._usual_s, _SHORTEST_HOLD_S), _LONGEST_HOLD_S)
 
     @property
     def stub(self) -> "ChargingServiceAsyncStub":
@@ -185,18 +199,27 @@ class _Call:
         self._coalescer = coalescer
         self._loop = asyncio.get_running_loop()
         self._items = items
-        self._answered = False
+        self._unheard = len(items)
+        self._holds = True
+        self._began_s = seconds()
         work = self._one(items[0]) if len(items) == 1 else self._many()
         coalescer.began(self._loop.create_task(work))
-        self._hold = self._loop.call_later(HOLD_S, self._answer)
+        self._hold = self._loop.call_later(coalescer.hold_s, self._let_others)
         self._end = None if len(items) == 1 else self._loop.call_at(self._next_end(), self._expire)
 
-    def _answer(self) -> None:
-        """The destination lives, or is not waited for any longer: others may leave."""
-        if not self._answered:
-            self._answered = True
+    def _let_others(self) -> None:
+        """It is answered, or not waited for any longer: others may leave."""
+        if self._holds:
+            self._holds = False
             self._hold.cancel()
-            self._coalescer.answered()
+            self._coalescer.let_go()
+
+    def _heard(self, count: int) -> None:
+        half = len(self._items) // 2
+        before, self._unheard = self._unheard, self._unheard - count
+        if self._unheard <= half < before:
+            self._coalescer.answered(seconds() - self._began_s)
+            self._let_others()
 
     async def _one(self, item: Item) -> None:
         metadata = ((tracing.TRACEPARENT, item.traceparent),) if item.traceparent else ()
@@ -205,11 +228,12 @@ class _Call:
                 item.request, timeout=item.until - seconds(), metadata=metadata
             )
             item.hear(Charged(response, response.load))
+            self._heard(1)
         except grpc.aio.AioRpcError as error:
             item.hear(from_rpc_error(error) or error)
         finally:
             item.hear(_lost(grpc.StatusCode.UNKNOWN, "the call was given up"))
-            self._answer()
+            self._let_others()
 
     async def _many(self) -> None:
         broken: MeshError | grpc.aio.AioRpcError = _lost(grpc.StatusCode.UNKNOWN, "the batch ended without an outcome")
@@ -218,13 +242,13 @@ class _Call:
             call = self._coalescer.stub.ChargeBatch(request, timeout=self._last_end() - seconds() + _MARGIN_S)
             async for message in call:
                 self._take(message)
-                self._answer()
+                self._heard(len(message.outcomes))
         except grpc.aio.AioRpcError as error:
             broken = _of_batch(error)
         finally:
             for item in self._items:
                 item.hear(broken)
-            self._answer()
+            self._let_others()
             if self._end is not None:
                 self._end.cancel()
 
