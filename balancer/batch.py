@@ -11,10 +11,10 @@ from balancer.router import Router
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import logs, tracing
 from mesh.admission import Admission
-from mesh.batching import MAX_ITEMS, item_timeout_s
+from mesh.batching import check_length, timeout_of
 from mesh.clock import seconds
 from mesh.coalescing import Charged
-from mesh.errors import InternalError, InvalidRequest, MeshError, Violation
+from mesh.errors import InternalError, MeshError
 from mesh.status import to_status
 
 log = structlog.get_logger()
@@ -26,8 +26,7 @@ class Batch:
     def __init__(
         self, router: Router, admission: Admission, request: charging_pb2.ChargeBatchRequest, left_s: float
     ) -> None:
-        if len(request.items) > MAX_ITEMS:
-            raise InvalidRequest(Violation("items", f"must be at most {MAX_ITEMS}"))
+        check_length(request)
         self._router = router
         self._admission = admission
         self._flights: dict[int, Flight | None] = dict.fromkeys(range(len(request.items)))
@@ -58,7 +57,7 @@ class Batch:
         span = tracing.span("ChargeBatch item", attributes={"gridmesh.item": index})
         span.__enter__()
         try:
-            timeout_s = item_timeout_s(index, item, left_s)
+            timeout_s = timeout_of(index, item, left_s)
             self._admission.enter(timeout_s)
         except MeshError as error:
             logs.refused(item.request.request_id, error)

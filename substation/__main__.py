@@ -22,6 +22,7 @@ from mesh.settings import StartupError
 from mesh.units import watts
 from substation import damage, slots
 from substation.cars import SimulatedCars
+from substation.charges import Charges
 from substation.damage import DamagedError
 from substation.engine import Engine, find_cars
 from substation.ledger import LEDGER, Ledger, LedgerError
@@ -108,7 +109,7 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
 
     def register(server: grpc.aio.Server) -> None:
         charging_pb2_grpc.add_ChargingServiceServicer_to_server(
-            Charging(engine, clock, rng, metrics, admission), server
+            Charging(Charges(engine, clock, rng, metrics), admission), server
         )
         reports_pb2_grpc.add_LoadReportServiceServicer_to_server(Reports(engine), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(Operations(engine, clock), server)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mesh import tracing
 from mesh.charge import Key
 from mesh.errors import MeshError
 from substation import records
@@ -19,6 +20,21 @@ class Copies:
 
     live: list[Session]
     rows: list[Session]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """Somebody who waits for a commit: `done` when it is over, with its error if it failed."""
+
+    batch: "Batch"
+    done: asyncio.Future[None]
+
+    def trace(self) -> None:
+        """The commit, as a part of what waited for it: one serves all that had gathered."""
+        batch = self.batch
+        if tracing.exporting() and batch.ended_s:
+            attributes: dict[str, tracing.Value] = {"db.system.name": "sqlite", "gridmesh.commit.calls": batch.calls}
+            tracing.past("ledger commit", batch.began_s, batch.ended_s, attributes)
 
 
 @dataclass(slots=True)
@@ -40,6 +56,8 @@ class Batch:
     changed: dict[str, Session] = field(default_factory=dict)
     forget: bool = False
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    # How many charges and other calls these are; the items of a batch of charges wait as one.
+    calls: int = 0
     # When it was written, in monotonic seconds; 0 before that.
     began_s: float = 0.0
     ended_s: float = 0.0
@@ -86,6 +104,13 @@ class Batch:
     def gone(self) -> set[str]:
         """Sessions that live no more, or never did."""
         return self.ended | self.removed
+
+    def join(self, calls: int) -> Waiter:
+        """Waits for it, for so many calls at once."""
+        done = asyncio.get_running_loop().create_future()
+        self.waiting.append(done)
+        self.calls += calls
+        return Waiter(self, done)
 
     def resolve(self, error: MeshError | None) -> None:
         """Lets the callers go on."""

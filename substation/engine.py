@@ -10,18 +10,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
-from mesh import tracing
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
 from mesh.errors import MeshError, Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
 from substation import events as ev
 from substation.ahead import Ahead
-from substation.batch import Batch
+from substation.batch import Batch, Waiter
 from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
 from substation.journal import SessionJournal
 from substation.ledger import Ledger, LedgerError
@@ -52,6 +51,15 @@ _AHEAD_MS = 1_000
 # A report that nothing has changed since may be said again for so long.
 _REPORT_MS = 20
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a charge in memory. `kept`: on disk already, with all that its answer says."""
+
+    session_id: str
+    repeated: bool
+    kept: bool
 
 
 class Engine:
@@ -148,14 +156,34 @@ class Engine:
         """Whether the key has a session here."""
         return self._station.known(key)
 
-    async def charge(self, charge: Charge) -> tuple[Session, bool]:
-        """The session, on disk, and whether the key was known."""
-        events = self._station.charge(charge, self._clock.now_ms())
-        return await self._admission(events)
+    def admit(self, charge: Charge) -> Taken:
+        """Admits a charge, or finds its session: to be told once it is `written`, unless it is kept already."""
+        return self._taken(self._station.charge(charge, self._clock.now_ms()))
 
-    async def repeat(self, key: Key, body: bytes, attempt_id: str) -> tuple[Session, bool]:
-        """The session of a known key, with its attempt raised on disk."""
-        return await self._admission(self._station.repeat(key, body, attempt_id, self._clock.now_ms()))
+    def repeat(self, key: Key, body: bytes, attempt_id: str) -> Taken:
+        """As `admit`, for a key that is known: its attempt is raised."""
+        return self._taken(self._station.repeat(key, body, attempt_id, self._clock.now_ms()))
+
+    def join(self, calls: int) -> Waiter:
+        """Waits for the next commit, for all that so many calls have led to."""
+        self._wake.set()
+        self._urgent.set()
+        return self._batch.join(calls)
+
+    async def written(self) -> None:
+        """Returns when all that was asked before is on disk. Unavailable (OUTCOME_UNKNOWN) when the disk failed."""
+        waiter = self.join(1)
+        try:
+            await waiter.done
+        finally:
+            waiter.trace()
+
+    def outcome(self, taken: Taken) -> Session:
+        """The session as it is on disk. Unavailable for a repeat of an admission that the disk did not take."""
+        shown = self.shown.get(taken.session_id)
+        if shown is None:
+            raise _unknown()
+        return shown
 
     async def resolve(self, key: Key, attempt_id: str) -> Session | str:
         """The key's session, or the attempt id up to which it is now fenced, both on disk."""
@@ -222,28 +250,20 @@ class Engine:
 
     # --- events in -------------------------------------------------------------------------------------
 
-    async def _admission(self, events: list[ev.Event]) -> tuple[Session, bool]:
+    def _taken(self, events: list[ev.Event]) -> Taken:
+        self._absorb(events)
         # What time brought along may come first.
         outcome = next(event for event in events if isinstance(event, ev.Admitted | ev.Repeated))
-        await self._committed(events)
-        shown = self.shown.get(outcome.session.session_id)
-        if shown is None:
-            # A repeat of an admission that the disk did not take.
-            raise _unknown()
-        return shown, isinstance(outcome, ev.Repeated)
+        name, repeated = outcome.session.session_id, isinstance(outcome, ev.Repeated)
+        shown = self.shown.get(name) if repeated else None
+        # Raised but not written yet, it is to be waited for by all who ask.
+        kept = shown is not None and shown.attempt_id == outcome.session.attempt_id
+        return Taken(name, repeated, kept)
 
     async def _committed(self, events: list[ev.Event]) -> None:
         """Absorbs what a call led to, and waits until it and all before it is on disk."""
         self._absorb(events)
-        done = asyncio.get_running_loop().create_future()
-        batch = self._batch
-        batch.waiting.append(done)
-        self._wake.set()
-        self._urgent.set()
-        try:
-            await done
-        finally:
-            _trace(batch)
+        await self.written()
 
     def _hear(self, said: list[CarEvent]) -> None:
         try:
@@ -484,7 +504,7 @@ class Engine:
             session.measured_w = self._station.session(session.session_id).measured_w
         self.shown.publish(copies.live, copies.rows)
         # Here and not where it is answered: a caller that went away was admitted all the same.
-        self._metrics.sessions.labels("admitted", "").inc(len(batch.admitted))
+        self._metrics.count_admitted(len(batch.admitted))
         self._metrics.count_ended(session for session in copies.rows if session.session_id in batch.ended)
         self._release(batch, raises)
 
@@ -519,13 +539,6 @@ class Engine:
             self._ledger_error = ""
             self._station.unblock(NotAccepting.LEDGER)
             self._turn()
-
-
-def _trace(batch: Batch) -> None:
-    """The commit, as a part of each call that waited for it: one serves all that had gathered."""
-    if tracing.exporting() and batch.ended_s:
-        attributes: dict[str, tracing.Value] = {"db.system.name": "sqlite", "gridmesh.commit.calls": len(batch.waiting)}
-        tracing.past("ledger commit", batch.began_s, batch.ended_s, attributes)
 
 
 def _unknown() -> MeshError:

@@ -46,17 +46,22 @@ class SubstationMetrics:
             registry=registry,
         )
         # From the start: the first of its kind is an increase only where a zero was seen before it.
-        self.sessions.labels("admitted", "")
-        for refusal in ErrorReason:
-            self.sessions.labels("refused", refusal.name)
-        for reason in StopReason:
-            if reason:
-                self.sessions.labels("ended", reason.name)
+        self._admitted = self.sessions.labels("admitted", "")
+        self._refused = {reason: self.sessions.labels("refused", reason.name) for reason in ErrorReason}
+        self._ended = {reason: self.sessions.labels("ended", reason.name) for reason in StopReason if reason}
+
+    def count_admitted(self, sessions: int) -> None:
+        """Counts admissions that became durable."""
+        self._admitted.inc(sessions)
+
+    def count_refused(self, reason: ErrorReason) -> None:
+        """Counts a charge that was not admitted."""
+        self._refused[reason].inc()
 
     def count_ended(self, sessions: Iterable[Session]) -> None:
         """Counts endings that became durable."""
         for session in sessions:
-            self.sessions.labels("ended", session.stop_reason.name).inc()
+            self._ended[session.stop_reason].inc()
 
     def show(self, load: Callable[[], Load], time_scale: int, delivered_j: Callable[[], int]) -> None:
         """Adds what is read at scrape time: the load as of the last change, and the energy delivered in joules.

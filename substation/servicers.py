@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from random import Random
 from typing import Any
 
 import grpc
-import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from gridmesh.v1 import (
@@ -19,19 +17,16 @@ from gridmesh.v1 import (
     reports_pb2,
     reports_pb2_grpc,
 )
-from mesh import ids, logs, requests
+from mesh import ids, requests
 from mesh.admission import Admission
-from mesh.batching import charge_all
 from mesh.charge import Key
 from mesh.clock import Clock, seconds
-from mesh.errors import InvalidRequest, MeshError, NotFound, Unavailable, Violation
+from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.model import ErrorReason
 from substation import paging, wire
+from substation.charges import ChargeBatch, Charges
 from substation.engine import Engine
-from substation.metrics import SubstationMetrics
 from substation.sessions import Session
-
-log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -44,68 +39,21 @@ _ASK_A_BALANCER = "a substation knows only itself: ask a balancer"
 class Charging(charging_pb2_grpc.ChargingServiceServicer):
     """ChargingService, answered from this substation's ledger."""
 
-    def __init__(
-        self, engine: Engine, clock: Clock, rng: Random, metrics: SubstationMetrics, admission: Admission
-    ) -> None:
+    def __init__(self, charges: Charges, admission: Admission) -> None:
+        self._charges = charges
+        self._engine = charges.engine
         self._admission = admission
-        self._engine = engine
-        self._clock = clock
-        self._rng = rng
-        self._metrics = metrics
 
     async def Charge(self, request: charging_pb2.ChargeRequest, context: Context) -> charging_pb2.ChargeResponse:
-        return await self._charge(request)
-
-    async def _charge(self, request: charging_pb2.ChargeRequest) -> charging_pb2.ChargeResponse:
-        # A balancer names the attempt, and says itself what it decided.
-        direct = not request.attempt_id
-        try:
-            session, repeated = await self._admit(request)
-        except MeshError as error:
-            self._metrics.sessions.labels("refused", error.reason.name).inc()
-            if direct:
-                logs.refused(request.request_id, error)
-            raise
-        if direct:
-            event = "repeated" if repeated else "placed"
-            log.info(event, request_id=request.request_id, session_id=session.session_id, policy="direct")
-        response = charging_pb2.ChargeResponse(
-            session=_shown(self._engine, session), load=wire.load_report(self._engine.report()), repeated=repeated
-        )
-        placement = response.placement
-        placement.substation_id = response.load.substation_id
-        placement.policy = "repeat" if repeated else "direct"
-        placement.eligible = placement.tried = 1
-        if not repeated:
-            _set_utilisation(placement, response.load, session)
-        return response
-
-    async def _admit(self, request: charging_pb2.ChargeRequest) -> tuple[Session, bool]:
-        now = self._clock.now_ms()
-        key = requests.key_of(request)
-        if not request.attempt_id:
-            request.attempt_id = ids.uuid7(now, self._rng)
-        requests.check_not_after(request, now)
-        if self._engine.knows(key):
-            return await self._engine.repeat(key, requests.body_of(request), request.attempt_id)
-        return await self._engine.charge(requests.parse_charge(request, key, now))
+        return await self._charges.charge(request)
 
     async def ChargeBatch(
         self, request: charging_pb2.ChargeBatchRequest, context: Context
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
-        left_s = context.time_remaining()
-        async with aclosing(charge_all(request, left_s, self._charge_item, self._admission)) as responses:
+        batch = ChargeBatch(self._charges, self._admission, context.time_remaining())
+        async with aclosing(batch.messages(request)) as responses:
             async for response in responses:
                 yield response
-
-    async def _charge_item(
-        self, item: charging_pb2.ChargeBatchItem, timeout_s: float | None
-    ) -> charging_pb2.ChargeResponse:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._charge(item.request)
-        except TimeoutError:
-            raise Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the item's timeout passed; repeat it", 1_000) from None
 
     async def GetSession(
         self, request: charging_pb2.GetSessionRequest, context: Context
@@ -313,14 +261,6 @@ SERVICES = (
 
 def _shown(engine: Engine, session: Session) -> charging_pb2.Session:
     return wire.session(session, engine.expected_end_ms(session))
-
-
-def _set_utilisation(placement: charging_pb2.Placement, load: load_pb2.LoadReport, session: Session) -> None:
-    if load.limit_power_kw > 0:
-        mine = session.charge.max_w / 1000 / load.limit_power_kw
-        placement.utilisation_after = load.demand_kw / load.limit_power_kw
-        placement.utilisation_before = max(0.0, placement.utilisation_after - mine)
-        placement.score = placement.utilisation_after
 
 
 async def _news(engine: Engine, news: asyncio.Event, at_most_s: float) -> None:

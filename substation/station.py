@@ -127,6 +127,8 @@ class Station:
         raised = attempt_id > session.attempt_id
         if raised:
             session.attempt_id = attempt_id
+            if session.live:
+                self._live.touch(session)
             self._number(session)
         self._events.append(Repeated(session, raised))
         return self._take()

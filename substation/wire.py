@@ -36,12 +36,17 @@ def millis(at: Timestamp) -> int:
     return at.seconds * 1000 + at.nanos // 1_000_000
 
 
+def substation_id(s: Session) -> str:
+    """Whose session it is."""
+    return s.session_id.partition(".")[0]
+
+
 def session(s: Session, expected_end_ms: int | None) -> charging_pb2.Session:
     """A session as it is shown."""
     charge = s.charge
     shown = charging_pb2.Session(
         session_id=s.session_id,
-        substation_id=s.session_id.partition(".")[0],
+        substation_id=substation_id(s),
         owner=charge.key.owner,
         request_id=charge.key.request_id,
         vehicle_id=charge.vehicle_id,

@@ -1,35 +1,62 @@
-"""A batch: one late, bad or unlucky item holds back nobody."""
+"""A batch at a balancer: one late, bad or unlucky item holds back nobody."""
 
 import asyncio
+from contextvars import Context
 from random import Random
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from gridmesh.v1 import charging_pb2
+from balancer.batch import Batch
+from balancer.flight import Done
+from gridmesh.v1 import charging_pb2, load_pb2
 from mesh.admission import Admission
-from mesh.batching import MAX_ITEMS, charge_all
+from mesh.batching import MAX_ITEMS
+from mesh.coalescing import Charged
 from mesh.errors import InvalidRequest, MeshError, NotFound, Refused
 from mesh.model import ErrorReason
 from mesh.status import from_status
 
 
+class Flown:
+    """A charge under way, which nobody may wait for any more."""
+
+    def __init__(self, vehicle: str, done: Done) -> None:
+        self.vehicle = vehicle
+        self.done = done
+        self.abandoned = False
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+    def land(self, load: load_pb2.LoadReport | None = None) -> None:
+        """Admitted, with the vehicle as the session."""
+        response = charging_pb2.ChargeResponse(session=charging_pb2.Session(session_id=self.vehicle))
+        self.done(Charged(response, load or load_pb2.LoadReport(substation_id="a", sequence=1)))
+
+
+LATE = object()
+
+
 class Charges:
-    """Answers with the vehicle as the session, as it is told for some vehicles."""
+    """Answers at once as it is told for a vehicle, and admits the others."""
 
-    def __init__(self, **told: BaseException | asyncio.Event) -> None:
+    def __init__(self, **told: Exception | object) -> None:
         self._told = told
-        self.timeouts: dict[str, float | None] = {}
+        self.timeouts: dict[str, float] = {}
+        self.flown: dict[str, Flown] = {}
 
-    async def charge(self, item: charging_pb2.ChargeBatchItem, timeout_s: float | None) -> charging_pb2.ChargeResponse:
-        vehicle = item.request.vehicle_id
+    def begin(self, request: charging_pb2.ChargeRequest, timeout_s: float, done: Done, context: Context) -> Flown:
+        vehicle = request.vehicle_id
         self.timeouts[vehicle] = timeout_s
+        flown = self.flown[vehicle] = Flown(vehicle, done)
         told = self._told.get(vehicle)
-        if isinstance(told, asyncio.Event):
-            await told.wait()
-        elif told is not None:
-            raise told
-        return charging_pb2.ChargeResponse(session=charging_pb2.Session(session_id=vehicle))
+        if isinstance(told, Exception):
+            done(told)
+        elif told is not LATE:
+            flown.land()
+        return flown
 
 
 def batch(**timeouts: Duration | None) -> charging_pb2.ChargeBatchRequest:
@@ -46,14 +73,17 @@ def open_to(calls: int = MAX_ITEMS) -> Admission:
     return Admission(calls, Random(1))
 
 
+def begun(
+    request: charging_pb2.ChargeBatchRequest, charges: Any, left_s: float = 60.0, admission: Admission | None = None
+) -> Batch:
+    return Batch(charges, admission or open_to(), request, left_s)
+
+
 async def outcomes(
-    request: charging_pb2.ChargeBatchRequest,
-    charges: Charges,
-    left_s: float | None = None,
-    admission: Admission | None = None,
+    request: charging_pb2.ChargeBatchRequest, charges: Charges, left_s: float = 60.0
 ) -> list[str | MeshError | None]:
     """By index: the session, or the error."""
-    responses = charge_all(request, left_s, charges.charge, admission or open_to())
+    responses = begun(request, charges, left_s).responses()
     found = [one async for response in responses for one in response.outcomes]
     return [
         one.response.session.session_id if one.HasField("response") else from_status(one.status)
@@ -68,7 +98,7 @@ async def test_a_timeout_of_nothing_is_wrong_for_its_item_only(wrong: Duration) 
     assert (first, third) == ("a", "c")
     assert isinstance(second, InvalidRequest)
     assert [one.field for one in second.violations] == ["items[1].timeout"]
-    assert charges.timeouts == {"a": None, "c": 2.0}
+    assert charges.timeouts == {"a": 60.0, "c": 2.0}
 
 
 async def test_an_item_has_no_more_time_than_its_batch() -> None:
@@ -89,27 +119,48 @@ async def test_a_defect_in_one_item_is_that_items_outcome() -> None:
     ]
 
 
-async def test_a_late_item_holds_back_nobody_and_ends_with_the_batch() -> None:
-    late = asyncio.Event()
-    stream = charge_all(batch(a=None, b=None), None, Charges(a=late).charge, open_to())
+async def test_a_late_item_holds_back_nobody_and_is_given_up_with_the_batch() -> None:
+    charges = Charges(a=LATE)
+    stream = begun(batch(a=None, b=None), charges).responses()
     first = await anext(stream)
     assert [one.index for one in first.outcomes] == [1]
     await stream.aclose()
-    [item] = [task for task in asyncio.all_tasks() if task.get_name() == "item 0"]
-    await asyncio.wait({item})
-    assert item.cancelled()
+    assert charges.flown["a"].abandoned
+    assert not charges.flown["b"].abandoned
 
 
 async def test_items_beyond_what_can_be_served_are_refused_and_the_others_charged() -> None:
-    late = asyncio.Event()
-    stream = charge_all(batch(a=None, b=None, c=None), None, Charges(a=late, b=late).charge, open_to(2))
+    charges, admission = Charges(a=LATE, b=LATE), open_to(2)
+    stream = begun(batch(a=None, b=None, c=None), charges, admission=admission).responses()
     [refused] = (await anext(stream)).outcomes
     error = from_status(refused.status)
     assert isinstance(error, Refused)
     assert (refused.index, error.reason, error.definite) == (2, ErrorReason.OVERLOADED, True)
     assert error.retry_after_ms is not None
-    late.set()
+    for vehicle in "ab":
+        charges.flown[vehicle].land()
     assert {one.index for response in [r async for r in stream] for one in response.outcomes} == {0, 1}
+    assert admission.in_flight == 0
+
+
+async def test_what_is_known_together_is_one_message_with_each_substations_latest_load_once() -> None:
+    charges = Charges(a=LATE, b=LATE, c=LATE, d=LATE)
+    stream = begun(batch(a=None, b=None, c=None, d=None), charges).responses()
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    newer = load_pb2.LoadReport(substation_id="a", epoch=1, sequence=9)
+    for vehicle, load in {
+        "a": newer,
+        "b": newer,
+        "c": load_pb2.LoadReport(substation_id="a", epoch=1, sequence=8),
+        "d": load_pb2.LoadReport(substation_id="b", epoch=1, sequence=1),
+    }.items():
+        charges.flown[vehicle].land(load)
+    message = await waiting
+    assert [one.index for one in message.outcomes] == [0, 1, 2, 3]
+    assert not any(one.response.HasField("load") for one in message.outcomes)
+    assert [(load.substation_id, load.sequence) for load in message.loads] == [("a", 9), ("b", 1)]
+    assert [r async for r in stream] == []
 
 
 async def test_a_batch_that_is_too_long_is_refused_as_a_whole() -> None:

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from prometheus_client import CollectorRegistry
 
+from mesh.charge import Charge
 from mesh.clock import SystemClock
 from mesh.errors import Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
@@ -75,6 +76,13 @@ async def an_engine(folder: Path, plant: Plant, rated_w: int = 22_000) -> AsyncI
         await engine.stop()
 
 
+async def charge(engine: Engine, charge: Charge) -> tuple[Session, bool]:
+    """The session, on disk, and whether the key was known."""
+    taken = engine.admit(charge)
+    await engine.written()
+    return engine.outcome(taken), taken.repeated
+
+
 def rows(folder: Path) -> dict[str, Session]:
     """What a process that starts now would find."""
     ledger = Ledger(folder / "ledger.db")
@@ -98,7 +106,7 @@ async def until(condition: Callable[[], bool], bound_s: float) -> None:
 async def test_a_session_is_on_disk_before_the_reply_and_its_car_hears_of_it_after(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
-        session, repeated = await engine.charge(a_charge())
+        session, repeated = await charge(engine, a_charge())
         assert not repeated
         assert rows(tmp_path)[session.session_id].granted_w == 11_000
         assert [kind for kind, _ in plant.told] == ["plugged", "offered"]
@@ -109,20 +117,20 @@ async def test_a_session_is_on_disk_before_the_reply_and_its_car_hears_of_it_aft
 
 async def test_an_admission_whose_caller_went_away_is_counted_all_the_same(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        caller = asyncio.create_task(engine.charge(a_charge()))
+        caller = asyncio.create_task(charge(engine, a_charge()))
         await asyncio.sleep(0)
         caller.cancel()
         admitted = engine._metrics.sessions.labels("admitted", "")
         await until(lambda: admitted._value.get() == 1, 2)
-        assert (await engine.charge(a_charge()))[1]
+        assert (await charge(engine, a_charge()))[1]
         assert admitted._value.get() == 1
 
 
 async def test_a_raise_reaches_a_car_only_once_the_ledger_knows_of_it(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant, rated_w=11_000) as engine:
-        first, _ = await engine.charge(a_charge("1"))
-        await engine.charge(a_charge("2"))
+        first, _ = await charge(engine, a_charge("1"))
+        await charge(engine, a_charge("2"))
         assert plant.offers() == [11_000, 5_500]
         plant.say([Confirmed(first.session_id, 2)])
         assert plant.offers() == [11_000, 5_500]
@@ -133,8 +141,8 @@ async def test_a_raise_reaches_a_car_only_once_the_ledger_knows_of_it(tmp_path: 
 async def test_a_raise_to_what_a_commit_under_way_takes_off_the_books_waits_for_the_next_one(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant, rated_w=11_000) as engine:
-        first, _ = await engine.charge(a_charge("1"))
-        second, _ = await engine.charge(a_charge("2"))
+        first, _ = await charge(engine, a_charge("1"))
+        second, _ = await charge(engine, a_charge("2"))
         plant.say([Confirmed(first.session_id, 2)])
         while engine._batch:
             await asyncio.sleep(0)
@@ -150,7 +158,7 @@ async def test_a_raise_to_what_a_commit_under_way_takes_off_the_books_waits_for_
 async def test_a_cut_reaches_the_cars_without_waiting_for_the_disk(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
-        await engine.charge(a_charge())
+        await charge(engine, a_charge())
         task = asyncio.create_task(engine.set_limit(Limit(LimitSource.SO, 5_000, 0)))
         await asyncio.sleep(0)
         assert plant.offers() == [11_000, 5_000]
@@ -160,20 +168,20 @@ async def test_a_cut_reaches_the_cars_without_waiting_for_the_disk(tmp_path: Pat
 async def test_an_admission_that_the_disk_did_not_take_is_undone_and_reported(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
-        live, _ = await engine.charge(a_charge("live"))
+        live, _ = await charge(engine, a_charge("live"))
         protect_disk(engine, True)
         with pytest.raises(Unavailable) as caught:
-            await engine.charge(a_charge("lost", max_w=7_000))
+            await charge(engine, a_charge("lost", max_w=7_000))
         assert caught.value.reason is ErrorReason.OUTCOME_UNKNOWN
         load = engine.report().load
         assert (load.not_accepting, load.active_sessions) == (NotAccepting.LEDGER, 1)
         with pytest.raises(Unavailable) as caught:
-            await engine.charge(a_charge("refused"))
+            await charge(engine, a_charge("refused"))
         assert caught.value.reason is ErrorReason.LEDGER_UNAVAILABLE
         assert engine.shown.session(live.session_id).state is SessionState.CHARGING
         protect_disk(engine, False)
         await until(lambda: not engine.report().load.not_accepting, 5)
-        again, repeated = await engine.charge(a_charge("lost", max_w=7_000))
+        again, repeated = await charge(engine, a_charge("lost", max_w=7_000))
         assert not repeated
         assert set(rows(tmp_path)) == {live.session_id, again.session_id}
 
@@ -186,10 +194,10 @@ def bound_ledger(engine: Engine, pages: int) -> None:
 async def test_a_full_disk_stops_admissions_but_not_the_cars_and_is_recovered_from(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
-        live, _ = await engine.charge(a_charge("live"))
+        live, _ = await charge(engine, a_charge("live"))
         bound_ledger(engine, 1)
         with pytest.raises(Unavailable) as caught:
-            await engine.charge(a_charge("large", body=bytes(100_000)))
+            await charge(engine, a_charge("large", body=bytes(100_000)))
         assert (caught.value.reason, "full" in engine._ledger_error) == (ErrorReason.OUTCOME_UNKNOWN, True)
         assert engine.report().load.not_accepting is NotAccepting.LEDGER
         assert not engine.ledger_works
@@ -198,19 +206,19 @@ async def test_a_full_disk_stops_admissions_but_not_the_cars_and_is_recovered_fr
         bound_ledger(engine, 1_000_000)
         await until(lambda: engine.ledger_works, 5)
         assert not engine.report().load.not_accepting
-        large, repeated = await engine.charge(a_charge("large", body=bytes(100_000)))
+        large, repeated = await charge(engine, a_charge("large", body=bytes(100_000)))
         assert (repeated, set(rows(tmp_path))) == (False, {live.session_id, large.session_id})
 
 
 async def test_a_repeat_of_an_admission_that_failed_does_not_bring_it_back(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
         protect_disk(engine, True)
-        first = asyncio.create_task(engine.charge(a_charge(attempt=1)))
+        first = asyncio.create_task(charge(engine, a_charge(attempt=1)))
         await asyncio.sleep(0)
         while engine._batch.admitted:
             await asyncio.sleep(0)
         # The commit of the admission is under way: its repeat waits for the next one.
-        second = asyncio.create_task(engine.charge(a_charge(attempt=2)))
+        second = asyncio.create_task(charge(engine, a_charge(attempt=2)))
         outcomes = await asyncio.gather(first, second, return_exceptions=True)
         assert [getattr(outcome, "reason", None) for outcome in outcomes] == [ErrorReason.OUTCOME_UNKNOWN] * 2
         protect_disk(engine, False)
@@ -222,7 +230,7 @@ async def test_a_repeat_of_an_admission_that_failed_does_not_bring_it_back(tmp_p
 async def test_after_a_restart_the_meters_are_read_and_registers_have_not_gone_back(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
-        session, _ = await engine.charge(a_charge())
+        session, _ = await charge(engine, a_charge())
         plant.say([Confirmed(session.session_id, 1), Reading(session.session_id, 10_000, 5_000)])
         await until(lambda: engine.shown.session(session.session_id).delivered_mj > 5_000, 3)
         before = engine.shown.session(session.session_id).delivered_mj
@@ -234,14 +242,14 @@ async def test_after_a_restart_the_meters_are_read_and_registers_have_not_gone_b
         assert (found.power_w, found.held_w) == (10_000, 11_000)
         assert found.register_mj >= before
         assert (shown.measured_w, shown.delivered_mj) == (9_000, 77_000_000_000)
-        assert await engine.charge(a_charge()) == (engine.shown.session(session.session_id), True)
+        assert await charge(engine, a_charge()) == (engine.shown.session(session.session_id), True)
 
 
 async def test_after_a_restart_with_a_clock_that_was_set_back_cars_are_found_now_and_not_in_the_future(
     tmp_path: Path,
 ) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        session, _ = await engine.charge(a_charge())
+        session, _ = await charge(engine, a_charge())
     back = SystemClock().now_ms() - 300_000
     plant = Plant([Reading(session.session_id, 0, 0)])
     find_cars(plant, rows(tmp_path).values(), back)
@@ -254,7 +262,7 @@ async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path)
     attempt = "00000005-0000-7000-8000-000000000000"
     limit = Limit(LimitSource.EMS, 9_000, 0, None, "agreed")
     async with an_engine(tmp_path, Plant()) as engine:
-        session, _ = await engine.charge(a_charge())
+        session, _ = await charge(engine, a_charge())
         await engine.stop_session(session.session_id, StopReason.LOCAL)
         await engine.set_limit(limit)
         await engine.drain(True)
@@ -271,17 +279,17 @@ async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path)
 
 async def test_a_start_forgets_what_is_old_without_waiting_for_an_hour(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        old, _ = await engine.charge(a_charge())
+        old, _ = await charge(engine, a_charge())
         await engine.stop_session(old.session_id, StopReason.LOCAL)
         engine._ledger._db.execute("UPDATE sessions SET ended_ms = 1")
     async with an_engine(tmp_path, Plant()) as engine:
-        await engine.charge(a_charge("new"))
+        await charge(engine, a_charge("new"))
         assert [session.session_id for session in engine._ledger.history()] == [old.session_id]
 
 
 async def test_the_stream_of_admissions_can_be_resumed_where_it_broke(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        sessions = [(await engine.charge(a_charge(name)))[0] for name in ("1", "2")]
+        sessions = [(await charge(engine, a_charge(name)))[0] for name in ("1", "2")]
         snapshot, position = engine.shown.admission_snapshot()
         assert [s.session_id for s in snapshot] == [s.session_id for s in sessions]
         ended = await engine.end_duplicate(sessions[0].session_id, "b.x", "ffffffff-0000-7000-8000-000000000000")
@@ -293,9 +301,9 @@ async def test_the_stream_of_admissions_can_be_resumed_where_it_broke(tmp_path: 
 async def test_a_watcher_is_woken_by_changes_of_its_own_session_only(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant, rated_w=50_000) as engine:
-        mine, _ = await engine.charge(a_charge("mine"))
+        mine, _ = await charge(engine, a_charge("mine"))
         news = engine.shown.watch(mine.session_id)
-        other, _ = await engine.charge(a_charge("other"))
+        other, _ = await charge(engine, a_charge("other"))
         assert not news.is_set()
         plant.say([Reading(other.session_id, 9_000, 0)])
         assert not news.is_set()
@@ -310,7 +318,7 @@ async def test_a_scrape_reads_what_was_published_and_asks_nothing_of_the_station
     """It comes from another thread, in which the station's sessions may change at any moment."""
     registry = CollectorRegistry()
     async with an_engine(tmp_path, Plant()) as engine:
-        await engine.charge(a_charge())
+        await charge(engine, a_charge())
         SubstationMetrics(registry).show(lambda: engine.load, 60, lambda: engine.shown.delivered_mj // 1000)
         with monkeypatch.context() as scrape:
             scrape.setattr(engine, "_station", None)
@@ -321,7 +329,7 @@ async def test_a_scrape_reads_what_was_published_and_asks_nothing_of_the_station
 async def test_a_defect_breaks_the_engine_for_all_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
-        session, _ = await engine.charge(a_charge())
+        session, _ = await charge(engine, a_charge())
         monkeypatch.setattr(engine._station, "measured", lambda *_: 1 // 0)
         plant.say([Reading(session.session_id, 1, 1)])
         assert isinstance(engine.broken.exception(), ZeroDivisionError)
@@ -337,7 +345,7 @@ async def test_what_many_cars_say_at_once_is_looked_at_once(tmp_path: Path, monk
 
     settle = Station.settle
     async with an_engine(tmp_path, plant) as engine:
-        session, _ = await engine.charge(a_charge("car"))
+        session, _ = await charge(engine, a_charge("car"))
         monkeypatch.setattr(Station, "settle", counted)
         for power_w in range(10_000, 10_200):
             plant.say([Reading(session.session_id, power_w, 5_000)])
@@ -349,10 +357,10 @@ async def test_what_many_cars_say_at_once_is_looked_at_once(tmp_path: Path, monk
 async def test_what_is_promised_follows_who_comes_and_goes_at_once_and_time_within_a_second(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
         assert engine.report().ahead == NOTHING
-        first, _ = await engine.charge(a_charge("1"))
+        first, _ = await charge(engine, a_charge("1"))
         alone = engine.report().ahead
         assert alone.evenly_mj[-1] == pytest.approx(36_000_000_000)
-        second, _ = await engine.charge(a_charge("2"))
+        second, _ = await charge(engine, a_charge("2"))
         assert engine.report().ahead.evenly_mj == pytest.approx((alone + alone).evenly_mj, abs=1_000)
         await engine.stop_session(first.session_id, StopReason.REMOTE)
         assert engine.report().ahead.at_latest_mj == pytest.approx(alone.at_latest_mj, rel=0.001)

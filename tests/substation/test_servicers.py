@@ -8,7 +8,7 @@ from gridmesh.v1 import reports_pb2
 from substation.engine import Engine
 from substation.servicers import Reports
 from tests.substation.rig import a_charge
-from tests.substation.test_engine import Plant, an_engine
+from tests.substation.test_engine import Plant, an_engine, charge
 
 SNAPSHOT, END, CHANGES = (
     reports_pb2.ADMISSION_PHASE_SNAPSHOT,
@@ -34,14 +34,14 @@ async def first(
 
 async def test_admissions_begin_with_a_snapshot(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        await engine.charge(a_charge("1"))
+        await charge(engine, a_charge("1"))
         assert await first(engine, 2) == [(SNAPSHOT, ["1"], 1), (END, [], 1)]
         assert await first(engine, 2, (engine.epoch - 1, 1)) == [(SNAPSHOT, ["1"], 1), (END, [], 1)]
 
 
 async def test_admissions_that_resume_say_at_once_where_they_go_on(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        await engine.charge(a_charge("1"))
+        await charge(engine, a_charge("1"))
         assert await first(engine, 1, (engine.epoch, 1)) == [(CHANGES, [], 1)]
-        await engine.charge(a_charge("2"))
+        await charge(engine, a_charge("2"))
         assert await first(engine, 2, (engine.epoch, 1)) == [(CHANGES, [], 1), (CHANGES, ["2"], 2)]

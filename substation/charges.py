@@ -1,0 +1,273 @@
+"""How charges are asked of the engine and answered: one call, or a batch that is admitted in one pass.
+
+All items of a batch that can be admitted wait for one commit and are told in one message; what is known at once, as a
+refusal or a repeat of what is on disk, is told before. An item costs no task, no timer and no future of its own.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextvars import copy_context
+from dataclasses import dataclass
+from random import Random
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from gridmesh.v1 import charging_pb2, load_pb2
+from mesh import ids, logs, requests, tracing
+from mesh.admission import Admission
+from mesh.batching import check_length, timeout_of
+from mesh.clock import Clock, seconds
+from mesh.errors import InternalError, MeshError, Unavailable
+from mesh.model import ErrorReason
+from mesh.status import to_status
+from substation import wire
+from substation.batch import Waiter
+from substation.engine import Engine, Taken
+from substation.load import Load, Report
+from substation.metrics import SubstationMetrics
+from substation.sessions import Session
+
+log = structlog.get_logger()
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Charges:
+    """What both have in common. Nothing is decided here."""
+
+    def __init__(self, engine: Engine, clock: Clock, rng: Random, metrics: SubstationMetrics) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._rng = rng
+        self._metrics = metrics
+        # What was said last, and of what.
+        self._said: tuple[Report, load_pb2.LoadReport] | None = None
+
+    async def charge(self, request: charging_pb2.ChargeRequest) -> charging_pb2.ChargeResponse:
+        """The answer to a single call."""
+        direct = not request.attempt_id
+        try:
+            taken = self._admit(request)
+            await self.engine.written()
+            response = self.answer(taken, direct=direct)
+        except MeshError as error:
+            self.refused(request.request_id, error, direct=direct)
+            raise
+        response.load.CopyFrom(self.load())
+        return response
+
+    def take(self, request: charging_pb2.ChargeRequest) -> Taken:
+        """Admits, or finds; to be answered once it is on disk. MeshError says why not, and is counted and logged."""
+        direct = not request.attempt_id
+        try:
+            return self._admit(request)
+        except MeshError as error:
+            self.refused(request.request_id, error, direct=direct)
+            raise
+
+    def _admit(self, request: charging_pb2.ChargeRequest) -> Taken:
+        now = self._clock.now_ms()
+        key = requests.key_of(request)
+        if not request.attempt_id:
+            request.attempt_id = ids.uuid7(now, self._rng)
+        requests.check_not_after(request, now)
+        if self.engine.knows(key):
+            return self.engine.repeat(key, requests.body_of(request), request.attempt_id)
+        return self.engine.admit(requests.parse_charge(request, key, now))
+
+    def refused(self, request_id: str, error: MeshError, *, direct: bool) -> None:
+        """Counts a refusal. A balancer, which names the attempt, says itself what it decided."""
+        self._metrics.count_refused(error.reason)
+        if direct:
+            logs.refused(request_id, error)
+
+    def load(self) -> load_pb2.LoadReport:
+        """The load as it is now; not to be changed."""
+        report = self.engine.report()
+        if self._said is None or self._said[0] is not report:
+            self._said = report, wire.load_report(report)
+        return self._said[1]
+
+    def answer(self, taken: Taken, *, direct: bool) -> charging_pb2.ChargeResponse:
+        """The response, without the load. Unavailable where the disk did not take it."""
+        session = self.engine.outcome(taken)
+        if direct:
+            event = "repeated" if taken.repeated else "placed"
+            request_id = session.charge.key.request_id
+            log.info(event, request_id=request_id, session_id=session.session_id, policy="direct")
+        return charging_pb2.ChargeResponse(
+            session=wire.session(session, self.engine.expected_end_ms(session)),
+            placement=_placement(session, self.engine.load, repeated=taken.repeated),
+            repeated=taken.repeated,
+        )
+
+
+def _placement(session: Session, load: Load, *, repeated: bool) -> charging_pb2.Placement:
+    placement = charging_pb2.Placement(
+        substation_id=wire.substation_id(session),
+        policy="repeat" if repeated else "direct",
+        eligible=1,
+        tried=1,
+    )
+    if load.limit_w and not repeated:
+        placement.score = placement.utilisation_after = load.demand_w / load.limit_w
+        mine = session.charge.max_w / load.limit_w
+        placement.utilisation_before = max(0.0, placement.utilisation_after - mine)
+    return placement
+
+
+class _Branch:
+    """An item's part of the trace: for its log lines, and its span where spans are made."""
+
+    def __init__(self, index: int, traceparent: str) -> None:
+        self._span = tracing.NOTHING
+        # One that belongs to the batch's trace, or to none, needs no context of its own.
+        self._context = copy_context() if traceparent or tracing.exporting() else None
+        if self._context is not None:
+            self._context.run(self._begin, index, traceparent)
+
+    def _begin(self, index: int, traceparent: str) -> None:
+        if traceparent:
+            tracing.came_with(traceparent)
+        self._span = tracing.span("ChargeBatch item", attributes={"gridmesh.item": index})
+        self._span.__enter__()
+
+    def run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Does something for the item."""
+        return do(*args, **kwargs) if self._context is None else self._context.run(do, *args, **kwargs)
+
+    def end(self, error: BaseException | None) -> None:
+        if self._context is not None:
+            self._context.run(self._span.__exit__, type(error) if error else None, error, None)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One that waits for the commit."""
+
+    index: int
+    request_id: str
+    direct: bool
+    taken: Taken
+    # By when it is to be answered, in monotonic seconds; None: whenever.
+    until_s: float | None
+    branch: _Branch
+
+
+class ChargeBatch:
+    """One call of ChargeBatch. `left_s` is its caller's time; None: any."""
+
+    def __init__(self, charges: Charges, admission: Admission, left_s: float | None) -> None:
+        self._charges = charges
+        self._admission = admission
+        self._left_s = left_s
+        self._began_s = seconds()
+        self._waiting: list[_Item] = []
+
+    async def messages(
+        self, request: charging_pb2.ChargeBatchRequest
+    ) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
+        """The outcomes; those that become known together are one message. InvalidRequest for one that is too long."""
+        check_length(request)
+        commit: Waiter | None = None
+        try:
+            known = [self._take(index, item) for index, item in enumerate(request.items)]
+            if self._waiting:
+                commit = self._charges.engine.join(len(self._waiting))
+            if outcomes := [outcome for outcome in known if outcome is not None]:
+                yield self._message(outcomes)
+            while commit is not None and self._waiting:
+                await asyncio.wait({commit.done}, timeout=self._until_due_s())
+                if outcomes := self._written(commit) if commit.done.done() else self._late():
+                    yield self._message(outcomes)
+        finally:
+            # Who has gone hears no more; what was admitted stands.
+            if commit is not None:
+                commit.done.cancel()
+            for item in self._waiting:
+                self._leave(item.branch, asyncio.CancelledError())
+
+    # --- in --------------------------------------------------------------------------------------------
+
+    def _take(self, index: int, item: charging_pb2.ChargeBatchItem) -> charging_pb2.ChargeBatchOutcome | None:
+        """Admits an item, or finds it. What is known at once is its outcome, else it waits."""
+        branch = _Branch(index, item.traceparent)
+        try:
+            timeout_s = timeout_of(index, item, self._left_s)
+            self._admission.enter(timeout_s)
+        except MeshError as error:
+            branch.run(logs.refused, item.request.request_id, error)
+            branch.end(error)
+            return _failed(index, error)
+        direct = not item.request.attempt_id
+        try:
+            taken = branch.run(self._charges.take, item.request)
+        except Exception as error:
+            return self._ended(index, branch, error)
+        until_s = None if timeout_s is None else self._began_s + timeout_s
+        one = _Item(index, item.request.request_id, direct, taken, until_s, branch)
+        if taken.kept:
+            return self._answered(one)
+        self._waiting.append(one)
+        return None
+
+    def _until_due_s(self) -> float | None:
+        """How long the first of those that wait has, in seconds."""
+        until_s = min((item.until_s for item in self._waiting if item.until_s is not None), default=None)
+        return None if until_s is None else max(0.0, until_s - seconds())
+
+    # --- out -------------------------------------------------------------------------------------------
+
+    def _written(self, commit: Waiter) -> list[charging_pb2.ChargeBatchOutcome]:
+        """The commit is over, one way or the other."""
+        items, self._waiting = self._waiting, []
+        if tracing.exporting():
+            for item in items:
+                item.branch.run(commit.trace)
+        error = commit.done.exception()
+        if error is None:
+            return [self._answered(item) for item in items]
+        return [self._lost(item, error) for item in items]
+
+    def _late(self) -> list[charging_pb2.ChargeBatchOutcome]:
+        """Those whose time is over: they stand, and their repeats will tell."""
+        now_s = seconds()
+        late = [item for item in self._waiting if item.until_s is not None and item.until_s <= now_s]
+        self._waiting = [item for item in self._waiting if item.until_s is None or item.until_s > now_s]
+        error = Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the item's timeout passed; repeat it", 1_000)
+        return [self._ended(item.index, item.branch, error) for item in late]
+
+    def _answered(self, item: _Item) -> charging_pb2.ChargeBatchOutcome:
+        try:
+            response = item.branch.run(self._charges.answer, item.taken, direct=item.direct)
+        except Exception as error:
+            return self._lost(item, error)
+        self._leave(item.branch, None)
+        return charging_pb2.ChargeBatchOutcome(index=item.index, response=response)
+
+    def _lost(self, item: _Item, error: BaseException) -> charging_pb2.ChargeBatchOutcome:
+        if isinstance(error, MeshError):
+            item.branch.run(self._charges.refused, item.request_id, error, direct=item.direct)
+        return self._ended(item.index, item.branch, error)
+
+    def _ended(self, index: int, branch: _Branch, error: BaseException) -> charging_pb2.ChargeBatchOutcome:
+        if not isinstance(error, MeshError):
+            log.error("item failed", index=index, exc_info=error)
+            error = InternalError()
+        self._leave(branch, error)
+        return _failed(index, error)
+
+    def _leave(self, branch: _Branch, error: BaseException | None) -> None:
+        served = error is None or (isinstance(error, MeshError) and error.definite)
+        self._admission.leave(seconds(), served=served)
+        branch.end(error)
+
+    def _message(self, outcomes: list[charging_pb2.ChargeBatchOutcome]) -> charging_pb2.ChargeBatchResponse:
+        answered = any(outcome.HasField("response") for outcome in outcomes)
+        return charging_pb2.ChargeBatchResponse(outcomes=outcomes, loads=[self._charges.load()] if answered else [])
+
+
+def _failed(index: int, error: MeshError) -> charging_pb2.ChargeBatchOutcome:
+    return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(error))
