@@ -2,9 +2,9 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, nullcontext, suppress
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
@@ -46,7 +46,7 @@ _FAREWELL_S = 1.0
 _SERVED = ("OK", "")
 
 
-class Calls(grpc.aio.ServerInterceptor):
+class Calls:
     """Wraps each handler by its kind: a handler of another kind than the call's makes its client hang.
 
     At most `admission.most` calls of each kind are open at once: those asked, those watched, all others.
@@ -59,35 +59,36 @@ class Calls(grpc.aio.ServerInterceptor):
         self._others = Bound(admission.most, "calls of operators and balancers")
         self._patience_s = patience_s
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> MaybeHandler:
-        handler = await continuation(handler_call_details)
-        method, trace = handler_call_details.method, _trace_of(handler_call_details)
-        if handler is None or handler.request_streaming or _writes_itself(handler):
-            # Unknown methods; reflection's two-way stream, which has errors of its own; Watch of health.
+    def of(self, server: grpc.aio.Server) -> grpc.aio.Server:
+        """That server, for who registers services: what is added is wrapped."""
+        return cast("grpc.aio.Server", _Server(server, self.wrap))
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """The handler of a method (`/package.Service/Method`) with all that surrounds it."""
+        if handler.request_streaming or _writes_itself(handler):
+            # Reflection's two-way stream, which has errors of its own; Watch of health.
             return handler
         kind: Any = (
             grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
         )
         behavior = (
-            self._stream(method, trace, handler.unary_stream)
+            self._stream(method, handler.unary_stream)
             if handler.response_streaming
-            else self._unary(method, trace, handler.unary_unary)
+            else self._unary(method, handler.unary_unary)
         )
         wrapped: Handler = kind(behavior, handler.request_deserializer, handler.response_serializer)
         return wrapped
 
-    def _unary(self, method: str, trace: str, behavior: Any) -> Any:  # noqa: ANN401 - grpcio types handlers so
+    def _unary(self, method: str, behavior: Any) -> Any:  # noqa: ANN401 - grpcio types handlers so
+        asked, bound = method in _ASKED, self._bound(method)
+
         async def call(request: Any, context: Context) -> Any:  # noqa: ANN401
-            tracing.came_with(trace)
+            tracing.came_with(_trace_of(context))
             started, ended, admitted = seconds(), _SERVED, False
             try:
                 with tracing.serving(method):
-                    if method not in _ASKED:
-                        with self._bound(method):
+                    if not asked:
+                        with bound:
                             return await behavior(request, context)
                     # By the wall clock: 0 may only say that it was set. grpc's core ends late calls by itself.
                     with self._admission.admitted(context.time_remaining() or None):
@@ -104,15 +105,15 @@ class Calls(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, method: str, trace: str, behavior: Any) -> Any:  # noqa: ANN401
+    def _stream(self, method: str, behavior: Any) -> Any:  # noqa: ANN401
         # What is watched has no end to wait for.
-        spanned = method == _BATCH
+        spanned, bound = method == _BATCH, self._bound(method)
 
         async def call(request: Any, context: Context) -> None:  # noqa: ANN401
-            tracing.came_with(trace)
+            tracing.came_with(_trace_of(context))
             ended = _SERVED
             try:
-                with tracing.serving(method) if spanned else tracing.NOTHING, self._bound(method):
+                with tracing.serving(method) if spanned else tracing.NOTHING, bound:
                     await self._relay(behavior(request, context), context)
             except BaseException as error:
                 ended = _ended_by(error, context)
@@ -137,19 +138,48 @@ class Calls(grpc.aio.ServerInterceptor):
                     message = f"nothing could be written for {self._patience_s:g} s: the reader is too slow"
                     raise Refused(ErrorReason.READER_TOO_SLOW, message, 0) from None
 
-    @contextmanager
-    def _bound(self, method: str) -> Iterator[None]:
+    def _bound(self, method: str) -> Bound | nullcontext[None]:
         """Counts a call that is not asked for by customers. Health and reflection are never refused."""
         if not method.startswith(_OF_THE_MESH):
-            yield
-            return
-        bound = self._watched if method in _WATCHED else self._others
-        with bound:
-            yield
+            return nullcontext()
+        return self._watched if method in _WATCHED else self._others
 
 
-def _trace_of(details: grpc.HandlerCallDetails) -> str:
-    for name, value in details.invocation_metadata or ():
+class _Server:
+    """Wraps each handler once, when its method is called first.
+
+    An interceptor of grpc's would be asked, and would wrap it, at every call.
+    """
+
+    def __init__(self, server: grpc.aio.Server, wrap: Callable[[str, Handler], Handler]) -> None:
+        self._server = server
+        self._wrap = wrap
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers([_Wrapped(handler, self._wrap) for handler in handlers])
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """The same once more, which grpc.aio has no use for."""
+
+
+class _Wrapped(grpc.GenericRpcHandler):
+    def __init__(self, handler: grpc.GenericRpcHandler, wrap: Callable[[str, Handler], Handler]) -> None:
+        self._handler = handler
+        self._wrap = wrap
+        self._known: dict[str, Handler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> MaybeHandler:
+        method = handler_call_details.method
+        if (known := self._known.get(method)) is not None:
+            return known
+        handler = self._handler.service(handler_call_details)
+        if handler is not None:
+            handler = self._known[method] = self._wrap(method, handler)
+        return handler
+
+
+def _trace_of(context: Context) -> str:
+    for name, value in context.invocation_metadata() or ():
         if name == tracing.TRACEPARENT:
             return str(value)
     return ""

@@ -54,13 +54,26 @@ class GrpcServerMetrics:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
+        # By what they are observed with: to look up labels costs more than to count.
+        self._handled: dict[tuple[str, str, str], Counter] = {}
+        self._handling: dict[str, Histogram] = {}
 
     def observe(self, method: str, code: str, reason: str, seconds: float | None) -> None:
         """Counts one RPC that ended; `method` is `/package.Service/Method`, `reason` that of an error of ours."""
-        service, _, name = method.lstrip("/").partition("/")
-        self.handled.labels(service, name, code, reason).inc()
+        handled = self._handled.get((method, code, reason))
+        if handled is None:
+            handled = self._handled[method, code, reason] = self.handled.labels(*_names(method), code, reason)
+        handled.inc()
         if seconds is not None:
-            self.handling.labels(service, name).observe(seconds)
+            handling = self._handling.get(method)
+            if handling is None:
+                handling = self._handling[method] = self.handling.labels(*_names(method))
+            handling.observe(seconds)
+
+
+def _names(method: str) -> tuple[str, str]:
+    service, _, name = method.lstrip("/").partition("/")
+    return service, name
 
 
 class MetricsPage:

@@ -97,11 +97,12 @@ async def start_server(
 ) -> Server:
     """Starts a server with `services` (full names) that `register` adds. StartupError when the port is taken."""
     _check_free(host, port)
-    server = grpc.aio.server(interceptors=[Calls(metrics, admission, patience_s)], options=_OPTIONS)
-    register(server)
+    server = grpc.aio.server(options=_OPTIONS)
+    wrapping = Calls(metrics, admission, patience_s).of(server)
+    register(wrapping)
     servicer = _Health()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, wrapping)
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), wrapping)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
