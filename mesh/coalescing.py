@@ -110,7 +110,7 @@ class Coalescer:
         self._leaving = False
         self._unanswered = 0
         # The usual time to an answer.
-        self._usual_s = _SHORTEST_HOLD_S
+        self._usual_s = 0.0
         self._calls: set[asyncio.Task[None]] = set()
 
     async def charge(self, request: charging_pb2.ChargeRequest, until: float) -> Charged:
@@ -231,12 +231,14 @@ class _Call:
             self._heard(1)
         except grpc.aio.AioRpcError as error:
             item.hear(from_rpc_error(error) or error)
+        except grpc.aio.UsageError:
+            item.hear(Unsent.VOID)  # the channel is closed: nobody is there any more
         finally:
             item.hear(_lost(grpc.StatusCode.UNKNOWN, "the call was given up"))
             self._let_others()
 
     async def _many(self) -> None:
-        broken: MeshError | grpc.aio.AioRpcError = _lost(grpc.StatusCode.UNKNOWN, "the batch ended without an outcome")
+        broken: Outcome = _lost(grpc.StatusCode.UNKNOWN, "the batch ended without an outcome")
         request = charging_pb2.ChargeBatchRequest(items=[_message(item) for item in self._items])
         try:
             call = self._coalescer.stub.ChargeBatch(request, timeout=self._last_end() - seconds() + _MARGIN_S)
@@ -245,6 +247,8 @@ class _Call:
                 self._heard(len(message.outcomes))
         except grpc.aio.AioRpcError as error:
             broken = _of_batch(error)
+        except grpc.aio.UsageError:
+            broken = Unsent.VOID
         finally:
             for item in self._items:
                 item.hear(broken)

@@ -74,7 +74,10 @@ def open_to(calls: int = MAX_ITEMS) -> Admission:
 
 
 def begun(
-    request: charging_pb2.ChargeBatchRequest, charges: Any, left_s: float = 60.0, admission: Admission | None = None
+    request: charging_pb2.ChargeBatchRequest,
+    charges: Any,  # noqa: ANN401 - in the place of a router
+    left_s: float = 60.0,
+    admission: Admission | None = None,
 ) -> Batch:
     return Batch(charges, admission or open_to(), request, left_s)
 

@@ -1,0 +1,323 @@
+"""Charges for one destination: alone at once, together when it is busy, each with its own fate."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import grpc
+import pytest
+
+from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2
+from mesh import coalescing
+from mesh.channel import open_channel
+from mesh.clock import seconds
+from mesh.coalescing import Charged, Coalescer, Item, Outcome, Unsent
+from mesh.errors import MeshError, Refused
+from mesh.interceptors import Context
+from mesh.model import ErrorReason
+from mesh.status import to_status
+
+SOON_S = 5.0
+
+
+def request(name: str) -> charging_pb2.ChargeRequest:
+    return charging_pb2.ChargeRequest(request_id=name)
+
+
+def answer(name: str) -> charging_pb2.ChargeResponse:
+    return charging_pb2.ChargeResponse(session=charging_pb2.Session(session_id=name, substation_id="a"))
+
+
+class Destination(charging_pb2_grpc.ChargingServiceServicer):
+    """Answers what it is asked when it is told to; remembers what came together."""
+
+    def __init__(self) -> None:
+        self.arrived: list[list[str]] = []
+        self.batches: list[charging_pb2.ChargeBatchRequest] = []
+        self._go: dict[str, asyncio.Event] = {}
+        self.statuses: dict[str, MeshError | grpc.StatusCode] = {}
+        # Ends every batch with this, once the first of its items was answered.
+        self.breaks: grpc.StatusCode | None = None
+        self.refuses: MeshError | None = None
+
+    def go(self, *names: str) -> None:
+        for name in names:
+            self._event(name).set()
+
+    async def has(self, name: str) -> None:
+        """A call with that one alone."""
+        await until(lambda: [name] in self.arrived)
+
+    def _event(self, name: str) -> asyncio.Event:
+        return self._go.setdefault(name, asyncio.Event())
+
+    async def Charge(self, request: charging_pb2.ChargeRequest, context: Context) -> charging_pb2.ChargeResponse:  # noqa: N802
+        self.arrived.append([request.request_id])
+        await self._event(request.request_id).wait()
+        response = answer(request.request_id)
+        response.load.substation_id = "a"
+        return response
+
+    async def ChargeBatch(  # noqa: N802
+        self, request: charging_pb2.ChargeBatchRequest, context: Context
+    ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
+        names = [item.request.request_id for item in request.items]
+        self.arrived.append(names)
+        self.batches.append(request)
+        if self.refuses is not None:
+            await context.abort_with_status(grpc_status(self.refuses))
+        waiting = [asyncio.ensure_future(self._outcome(*each)) for each in enumerate(names)]
+        for coming in asyncio.as_completed(waiting):
+            outcome = await coming
+            yield charging_pb2.ChargeBatchResponse(
+                outcomes=[outcome], loads=[load_pb2.LoadReport(substation_id="a", sequence=7)]
+            )
+            if self.breaks is not None:
+                await context.abort(self.breaks, "broken")
+
+    async def _outcome(self, index: int, name: str) -> charging_pb2.ChargeBatchOutcome:
+        await self._event(name).wait()
+        status = self.statuses.get(name)
+        if isinstance(status, MeshError):
+            return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(status))
+        if status is not None:
+            outcome = charging_pb2.ChargeBatchOutcome(index=index)
+            outcome.status.code = status.value[0]
+            return outcome
+        return charging_pb2.ChargeBatchOutcome(index=index, response=answer(name))
+
+
+def grpc_status(error: MeshError) -> grpc.Status:
+    from grpc_status import rpc_status  # noqa: PLC0415
+
+    return rpc_status.to_status(to_status(error))
+
+
+class Client:
+    """What was sent, and what was heard of it."""
+
+    def __init__(self, coalescer: Coalescer) -> None:
+        self.coalescer = coalescer
+        self.heard: dict[str, Outcome] = {}
+        self.items: dict[str, Item] = {}
+
+    def send(self, *names: str, within_s: float = 30.0) -> None:
+        for name in names:
+            item = Item(request(name), seconds() + within_s, partial(self._hear, name))
+            self.items[name] = item
+            self.coalescer.send(item)
+
+    def _hear(self, name: str, came: Outcome) -> None:
+        assert name not in self.heard, f"{name} heard twice"
+        self.heard[name] = came
+
+    def session(self, name: str) -> str:
+        came = self.heard[name]
+        assert isinstance(came, Charged), came
+        return came.response.session.session_id
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def to() -> Destination:
+    return Destination()  # type: ignore[abstract]  # the rest is not called here
+
+
+@pytest.fixture
+async def client(to: Destination, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    # Nothing here is held back by time unless a test says so.
+    monkeypatch.setattr(coalescing, "_SHORTEST_HOLD_S", 60.0)
+    monkeypatch.setattr(coalescing, "_LONGEST_HOLD_S", 60.0)
+    server = grpc.aio.server()
+    charging_pb2_grpc.add_ChargingServiceServicer_to_server(to, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = open_channel(f"127.0.0.1:{port}")
+    yield Client(Coalescer(charging_pb2_grpc.ChargingServiceStub(channel)))
+    await channel.close()
+    await server.stop(0)
+
+
+async def test_one_alone_leaves_at_once_as_a_call_of_its_own(to: Destination, client: Client) -> None:
+    to.go("a")
+    charged = await client.coalescer.charge(request("a"), seconds() + 5)
+    assert charged.response.session.session_id == "a"
+    assert charged.load.substation_id == "a"
+    assert to.batches == []
+
+
+async def test_those_of_one_moment_leave_together_and_share_a_load(to: Destination, client: Client) -> None:
+    client.send("a", "b", "c")
+    to.go("a", "b", "c")
+    await until(lambda: len(client.heard) == 3)
+    assert to.arrived == [["a", "b", "c"]]
+    assert [client.session(name) for name in "abc"] == ["a", "b", "c"]
+
+
+async def test_while_two_are_unanswered_others_gather_and_leave_with_the_first_answer(
+    to: Destination, client: Client
+) -> None:
+    for name in ("a", "b"):
+        client.send(name)
+        await to.has(name)
+    for name in ("c", "d", "e"):
+        client.send(name)
+        await asyncio.sleep(0)
+    assert to.arrived == [["a"], ["b"]], "sent although two are unanswered"
+    to.go("b")
+    await until(lambda: ["c", "d", "e"] in to.arrived)
+    assert list(client.heard) == ["b"]
+
+
+async def test_a_batch_of_which_half_is_answered_holds_nobody_back(to: Destination, client: Client) -> None:
+    client.send("a", "b", "stuck-1", "stuck-2")
+    await until(lambda: len(to.arrived) == 1)
+    client.send("c")
+    await until(lambda: len(to.arrived) == 2)
+    client.send("d", "e")
+    to.go("a")
+    await until(lambda: "a" in client.heard)
+    assert len(to.arrived) == 2
+    to.go("b")
+    await until(lambda: ["d", "e"] in to.arrived)
+
+
+async def test_a_destination_that_stands_still_holds_others_back_for_a_moment_only(
+    to: Destination, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coalescing, "_SHORTEST_HOLD_S", 0.01)
+    for name in ("a", "b", "c", "d"):
+        client.send(name)
+        await to.has(name)
+    assert client.heard == {}
+
+
+async def test_what_is_usual_is_learned_from_answers_and_bounds_the_hold(
+    to: Destination, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coalescing, "_SHORTEST_HOLD_S", 0.0)
+    monkeypatch.setattr(coalescing, "_LONGEST_HOLD_S", 0.05)
+    for number in range(30):
+        name = f"slow-{number}"
+        client.send(name)
+        await to.has(name)
+        await asyncio.sleep(0.03)
+        to.go(name)
+        await until(partial(client.heard.__contains__, name))
+    assert client.coalescer.hold_s == 0.05
+
+
+async def test_one_that_expires_delays_no_neighbour(to: Destination, client: Client) -> None:
+    client.send("late", within_s=0.05)
+    client.send("a", "b")
+    await until(lambda: "late" in client.heard)
+    late = client.heard["late"]
+    assert isinstance(late, grpc.aio.AioRpcError)
+    assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert to.arrived == [["late", "a", "b"]]
+    to.go("a", "b", "late")
+    await until(lambda: len(client.heard) == 3)
+    assert (client.session("a"), client.session("b")) == ("a", "b")
+    timeouts = [item.timeout.ToMilliseconds() for item in to.batches[0].items]
+    assert timeouts[0] <= 50
+    assert all(ms > 1_000 for ms in timeouts[1:])
+
+
+async def test_who_left_before_it_was_sent_is_not_sent(to: Destination, client: Client) -> None:
+    for name in ("first", "second"):
+        client.send(name)
+        await to.has(name)
+    asked = [asyncio.create_task(client.coalescer.charge(request(name), seconds() + 5)) for name in "ab"]
+    await asyncio.sleep(0)  # both are gathered
+    asked[0].cancel()
+    await asyncio.gather(asked[0], return_exceptions=True)
+    to.go("first", "b")
+    assert (await asked[1]).response.session.session_id == "b"
+    assert to.arrived == [["first"], ["second"], ["b"]]
+
+
+async def test_what_is_for_a_channel_that_was_closed_was_not_sent(client: Client) -> None:
+    channel = open_channel("127.0.0.1:1")
+    gone = Client(Coalescer(charging_pb2_grpc.ChargingServiceStub(channel)))
+    await channel.close()
+    gone.send("a")
+    await until(lambda: gone.heard)
+    gone.send("b", "c")
+    await until(lambda: len(gone.heard) == 3)
+    assert set(gone.heard.values()) == {Unsent.VOID}
+
+
+async def test_who_left_after_it_was_sent_cancels_nothing(to: Destination, client: Client) -> None:
+    asked = [asyncio.create_task(client.coalescer.charge(request(name), seconds() + 5)) for name in "ab"]
+    await until(lambda: to.arrived == [["a", "b"]])
+    asked[0].cancel()
+    to.go("a", "b")
+    assert (await asked[1]).response.session.session_id == "b"
+    assert asked[0].cancelled()
+
+
+async def test_one_that_stands_no_longer_or_is_late_is_not_sent(to: Destination, client: Client) -> None:
+    client.send("a", "void")
+    client.send("late", within_s=0.0)
+    client.items["void"].stands = lambda: False
+    to.go("a")
+    await until(lambda: len(client.heard) == 3)
+    assert (client.heard["void"], client.heard["late"]) == (Unsent.VOID, Unsent.LATE)
+    assert to.arrived == [["a"]]
+
+
+async def test_each_has_its_own_status_and_only_one_of_ours_is_an_answer(to: Destination, client: Client) -> None:
+    to.statuses = {
+        "full": Refused(ErrorReason.NO_CHARGE_POINT, "all are taken", 1_500),
+        "foreign": grpc.StatusCode.UNAVAILABLE,
+    }
+    client.send("full", "foreign", "a")
+    to.go("full", "foreign", "a")
+    await until(lambda: len(client.heard) == 3)
+    full, foreign = client.heard["full"], client.heard["foreign"]
+    assert isinstance(full, Refused)
+    assert (full.reason, full.retry_after_ms) == (ErrorReason.NO_CHARGE_POINT, 1_500)
+    assert isinstance(foreign, grpc.aio.AioRpcError)
+    assert foreign.code() is grpc.StatusCode.UNAVAILABLE
+    assert client.session("a") == "a"
+
+
+async def test_a_batch_that_breaks_loses_those_without_an_outcome_and_no_others(
+    to: Destination, client: Client
+) -> None:
+    to.breaks = grpc.StatusCode.RESOURCE_EXHAUSTED
+    client.send("a", "b", "c")
+    to.go("a")
+    await until(lambda: len(client.heard) == 3)
+    assert client.session("a") == "a"
+    for name in ("b", "c"):
+        lost = client.heard[name]
+        assert isinstance(lost, grpc.aio.AioRpcError)
+        assert lost.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [(ErrorReason.OVERLOADED, True), (ErrorReason.READER_TOO_SLOW, False)],
+    ids=str,
+)
+async def test_only_a_batch_that_was_refused_at_the_door_was_certainly_not_served(
+    to: Destination, client: Client, reason: ErrorReason, told: bool
+) -> None:
+    to.refuses = Refused(reason, "no", 100)
+    client.send("a", "b")
+    await until(lambda: len(client.heard) == 2)
+    assert [isinstance(came, MeshError) for came in client.heard.values()] == [told, told]
+
+
+async def test_without_coalescing_each_is_a_call_of_its_own(to: Destination, client: Client) -> None:
+    alone = Client(Coalescer(client.coalescer.stub, together=False))
+    alone.send("a", "b", "c", "d")
+    to.go("a", "b", "c", "d")
+    await until(lambda: len(alone.heard) == 4)
+    assert sorted(to.arrived) == [["a"], ["b"], ["c"], ["d"]]
