@@ -3,11 +3,9 @@
 from collections.abc import Callable
 
 import grpc
-import msgspec
 
 from gateway import problems, translate
 from gateway.balancers import Balancers
-from gateway.bodies import Reader
 from gateway.problems import Naming, ProblemError
 from gateway.schemas import BatchItem, BatchOutcome, Problem
 from gridmesh.v1 import charging_pb2, load_pb2
@@ -15,7 +13,6 @@ from mesh import tracing
 from mesh.errors import MeshError
 from mesh.status import from_status
 
-_ITEM = Reader(BatchItem)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -24,23 +21,26 @@ class Batch:
 
     def __init__(self) -> None:
         self.outcomes: list[BatchOutcome] = []
-        # What is sent, and which outcome each will be.
-        self._sent: list[charging_pb2.ChargeRequest] = []
-        self._positions: list[int] = []
+        # What is sent, and which outcome each of its items will be.
+        self._asked = charging_pb2.ChargeBatchRequest()
+        self._sent: list[BatchOutcome] = []
 
-    def add(self, index: int, item: msgspec.Raw, new_id: Callable[[], str], not_after_ms: int) -> None:
-        """Reads one item. A bad one has its outcome at once."""
+    def add(self, item: BatchItem | ProblemError, new_id: Callable[[], str], not_after_ms: int) -> None:
+        """Takes one item. A bad one has its outcome at once."""
+        index = len(self.outcomes)
         outcome = BatchOutcome(index, 0)
         self.outcomes.append(outcome)
+        if isinstance(item, ProblemError):
+            _fail_here(outcome, item.problem)
+            return
+        outcome.request_id = request_id = new_id() if item.request_id is None else item.request_id
         try:
-            body = _ITEM.decode(item, f"#/{index}")
-            outcome.request_id = new_id() if body.request_id is None else body.request_id
-            self._sent.append(translate.charge_request(body, outcome.request_id, new_id(), not_after_ms))
-            self._positions.append(index)
-        except ProblemError as error:
-            _fail_here(outcome, error.problem)
+            translate.charge_request(item, request_id, new_id(), not_after_ms, self._asked.items.add().request)
         except MeshError as error:
+            del self._asked.items[-1]
             _fail_here(outcome, problems.of_mesh(error, Naming(f"#/{index}")))
+            return
+        self._sent.append(outcome)
 
     async def run(self, balancers: Balancers) -> None:
         """Sends the good ones and waits for their outcomes. Those that never come are unknown."""
@@ -48,38 +48,36 @@ class Batch:
             return
         broken = problems.problem(503, "STREAM_BROKEN", "the balancer gave no outcome")
         balancer = await balancers.chosen()
-        asked = charging_pb2.ChargeBatchRequest(
-            items=[charging_pb2.ChargeBatchItem(request=request) for request in self._sent]
-        )
         try:
-            with tracing.calling(asked, balancer.target):
-                call = balancer.charging.ChargeBatch(asked, timeout=balancers.timeout_s, metadata=tracing.metadata())
+            with tracing.calling(self._asked, balancer.target):
+                call = balancer.charging.ChargeBatch(
+                    self._asked, timeout=balancers.timeout_s, metadata=tracing.metadata()
+                )
                 async for response in call:
                     loads = {load.substation_id: load for load in response.loads}
                     for came in response.outcomes:
                         self._take(came, loads)
         except grpc.aio.AioRpcError as error:
             broken = problems.of_call(error, Naming("#"))
-        for request, position in zip(self._sent, self._positions, strict=True):
-            outcome = self.outcomes[position]
+        for outcome in self._sent:
             if not outcome.status:
-                _fail_here(outcome, problems.if_sent(broken, request.request_id))
+                _fail_here(outcome, problems.if_sent(broken, outcome.request_id or ""))
 
     def _take(self, came: charging_pb2.ChargeBatchOutcome, loads: dict[str, load_pb2.LoadReport]) -> None:
-        position = self._positions[came.index]
-        outcome = self.outcomes[position]
+        outcome = self._sent[came.index]
         if came.HasField("response"):
-            outcome.status = 200 if came.response.repeated else 201
-            load = loads.get(came.response.session.substation_id) or came.response.load
-            outcome.charge = translate.charge_reply(came.response, load)
+            response = came.response
+            outcome.status = 200 if response.repeated else 201
+            load = loads.get(response.session.substation_id) or response.load
+            outcome.charge = translate.charge_reply(response, load)
             return
         error = from_status(came.status)
         if error is not None:
-            _fail(outcome, problems.of_mesh(error, Naming(f"#/{position}")))
+            _fail(outcome, problems.of_mesh(error, Naming(f"#/{outcome.index}")))
             return
         code = _CODES.get(came.status.code, grpc.StatusCode.UNKNOWN)
-        request_id = self._sent[came.index].request_id
-        _fail_here(outcome, problems.if_sent(problems.of_status(code, came.status.message), request_id))
+        problem = problems.if_sent(problems.of_status(code, came.status.message), outcome.request_id or "")
+        _fail_here(outcome, problem)
 
 
 def _fail_here(outcome: BatchOutcome, problem: Problem) -> None:

@@ -17,6 +17,7 @@ from gateway.schemas import FieldError
 from mesh.admission import Bound
 
 T = TypeVar("T", bound=msgspec.Struct)
+Item = TypeVar("Item")
 
 MAX_BYTES = 4 * 1024 * 1024
 # Bodies above this are bounded in number: uvicorn stops reading at as much by itself.
@@ -102,10 +103,38 @@ class Reader(Generic[T]):
             raise ProblemError(invalid(*errors)) from None
 
 
-def items(body: bytes, most: int) -> list[msgspec.Raw]:
-    """The items of an array, each still to be decoded, so that a bad one does not hold back the others."""
+class ArrayReader(Generic[T]):
+    """Reads an array of one type of items."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._item = Reader(kind)
+        self._decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]  # known when it runs
+
+    def decode(self, body: bytes, most: int) -> Iterator[T | ProblemError]:
+        """Each item, or what is wrong with it: a bad one does not hold back the others. ProblemError for no array."""
+        try:
+            found = self._decoder.decode(body)
+        except _BROKEN:
+            return (self._one(item, f"#/{index}") for index, item in enumerate(_bounded(_items(body), most)))
+        return iter(_bounded(found, most))
+
+    def _one(self, item: msgspec.Raw, root: str) -> T | ProblemError:
+        try:
+            return self._item.decode(item, root)
+        except ProblemError as error:
+            return error
+
+
+def _bounded(found: list[Item], most: int) -> list[Item]:
+    if len(found) > most:
+        raise ProblemError(invalid(FieldError("body", f"must be at most {most:,} items, not {len(found):,}", "#")))
+    return found
+
+
+def _items(body: bytes) -> list[msgspec.Raw]:
+    """The items of an array, each still to be decoded."""
     try:
-        found = _ITEMS.decode(body)
+        return _ITEMS.decode(body)
     except _BROKEN as error:
         value = loads(body)
         errors = _first(unspeakable(value, "#"))
@@ -114,9 +143,6 @@ def items(body: bytes, most: int) -> list[msgspec.Raw]:
         if not errors:
             raise ProblemError(problem(400, "INVALID_JSON", f"the body is not JSON: {error}")) from None
         raise ProblemError(invalid(*errors)) from None
-    if len(found) > most:
-        raise ProblemError(invalid(FieldError("body", f"must be at most {most:,} items, not {len(found):,}", "#")))
-    return found
 
 
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])

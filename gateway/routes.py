@@ -31,6 +31,7 @@ _READY_TIMEOUT_S = 1.0
 
 _encode = msgspec.json.Encoder().encode
 _CHARGE = bodies.Reader(schemas.ChargeBody)
+_BATCH = bodies.ArrayReader(schemas.BatchItem)
 _STOP = bodies.Reader(schemas.StopBody)
 _LIMIT = bodies.Reader(schemas.LimitBody)
 
@@ -99,8 +100,9 @@ class Api:
         bodies.require_json(request, body)
         batch = Batch()
         with self._admitted():
-            for index, item in enumerate(bodies.items(body, MAX_BATCH)):
-                batch.add(index, item, self._new_id, self._not_after_ms())
+            not_after_ms = self._not_after_ms()
+            for item in _BATCH.decode(body, MAX_BATCH):
+                batch.add(item, self._new_id, not_after_ms)
             await self._still_there(request)
             await batch.run(self.balancers)
         return _json(batch.outcomes)
