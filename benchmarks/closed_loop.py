@@ -11,9 +11,11 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from mesh.clock import seconds
+
+R = TypeVar("R")
 
 # How long what is in flight may take when the time is over.
 DRAIN_S = 30.0
@@ -52,12 +54,12 @@ class Reply(NamedTuple):
 
 
 @dataclass(slots=True)
-class Run:
+class Run(Generic[R]):
     """What a closed loop saw: replies in the order they came, those that came after `ends_s` included."""
 
     began_s: float
     ends_s: float
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[R] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -87,18 +89,18 @@ class _Connection:
         return Reply(self.number, self.sent_s, now, self.received)
 
 
-def run(address: tuple[str, int], request: Request, in_flight: int, for_s: float, first: int = 0) -> Run:
+def run(address: tuple[str, int], request: Request, in_flight: int, for_s: float, first: int = 0) -> Run[Reply]:
     """Asks for so many seconds, with so many in flight, then waits for those that are. Numbers begin with `first`.
 
     BadReplyError, or OSError when the server goes away.
     """
-    with _connected(address, in_flight) as connections, _no_collection():
+    with _connected(address, in_flight) as connections, no_collection():
         loop = _Loop(connections, request, first)
         return loop.run(for_s)
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """The replies that are kept are many, in no cycle, and would be looked through again and again."""
     gc.disable()
     try:
@@ -113,8 +115,8 @@ class _Loop:
         self._request = request
         self._next = first
 
-    def run(self, for_s: float) -> Run:
-        made = Run(began_s := seconds(), began_s + for_s)
+    def run(self, for_s: float) -> Run[Reply]:
+        made: Run[Reply] = Run(began_s := seconds(), began_s + for_s)
         with select.epoll() as poll:
             for descriptor, connection in self._connections.items():
                 poll.register(descriptor, select.EPOLLIN)
@@ -132,7 +134,7 @@ class _Loop:
         connection.send(self._next, self._request(self._next), now)
         self._next += 1
 
-    def _receive(self, connection: _Connection, made: Run) -> bool:
+    def _receive(self, connection: _Connection, made: Run[Reply]) -> bool:
         """Whether it was the last reply on this connection."""
         now = seconds()
         reply = connection.receive(now)

@@ -49,6 +49,12 @@ class Ledgers:
         """Sessions that were not there at the last look, by substation. All must have ended."""
         return {name: self._news(name, path) for name, path in self._paths.items()}
 
+    def row(self, session_id: str) -> bytes:
+        """A session as it is kept."""
+        with closing(_open(self._paths[session_id.partition(".")[0]])) as db:
+            (body,) = db.execute("SELECT body FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+            return bytes(body)
+
     def _news(self, name: str, path: Path) -> list[Kept]:
         query = "SELECT body FROM sessions WHERE session_id > ? ORDER BY session_id"
         with closing(_open(path)) as db:
@@ -81,7 +87,7 @@ def spread(by_substation: Mapping[str, Sequence[Kept]]) -> float:
     quarter = (times[-1] - times[0]) // 4
     moments = range(times[0] + quarter, times[-1] - quarter + 1, _STEP_MS)
     loads = zip(*(_loads(sessions, moments) for sessions in by_substation.values()), strict=True)
-    return fmean(pstdev(at) / fmean(at) for at in loads if any(at))
+    return fmean([pstdev(at) / fmean(at) for at in loads if any(at)] or [0.0])
 
 
 def _loads(sessions: Sequence[Kept], moments: Sequence[int]) -> list[int]:

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from benchmarks import routing
+from benchmarks import envoy_tables, routing
+from benchmarks.markdown import Record, ordered, table, where
 
 HERE = Path(__file__).parent
 PLACED, BOUND = "as ours has placed them", "offline optimum"
@@ -29,25 +29,6 @@ SPREAD_LINES = ("random", "two choices", "weighted round robin", "least kW", "ow
 # Reports that are pushed leave 20 ms after a change.
 PUSHED_S = 0.02
 
-Record = dict[str, Any]
-
-
-def _row(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def _table(head: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
-    return "\n".join([_row(head), _row("---" for _ in head), *(_row(row) for row in rows)])
-
-
-def _ordered(records: Iterable[Record], *names: str) -> list[tuple[Any, ...]]:
-    """The distinct values of these fields, in order of appearance."""
-    return list(dict.fromkeys(tuple(record.get(name) for name in names) for record in records))
-
-
-def _where(records: Iterable[Record], **values: object) -> list[Record]:
-    return [record for record in records if all(record.get(name) == value for name, value in values.items())]
-
 
 def _mean(records: Sequence[Record], name: str) -> float:
     return fmean(record[name] for record in records)
@@ -63,20 +44,20 @@ def _range(values: Sequence[float]) -> str:
 def table_a(records: list[Record]) -> str:
     """One table for each number of substations: CV / refused % / herd, the lowest honest CV in bold."""
     parts = []
-    for (substations,) in _ordered(records, "substations"):
-        own = _where(records, substations=substations)
-        rules = [rule for (rule,) in _ordered(own, "rule")]
-        rows = [_spread_row(own, rules, *key) for key in _ordered(own, "period_s", "balancers", "ratings")]
+    for (substations,) in ordered(records, "substations"):
+        own = where(records, substations=substations)
+        rules = [rule for (rule,) in ordered(own, "rule")]
+        rows = [_spread_row(own, rules, *key) for key in ordered(own, "period_s", "balancers", "ratings")]
         head = ["reports", "balancers", "ratings", *rules]
-        parts.append(f"{substations} substations:\n\n{_table(head, rows)}")
+        parts.append(f"{substations} substations:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
 
 def _spread_row(
     records: list[Record], rules: Sequence[str], period_s: int | None, balancers: int, ratings: str
 ) -> list[str]:
-    own = _where(records, period_s=period_s, balancers=balancers, ratings=ratings)
-    by_rule = {rule: _where(own, rule=rule) for rule in rules}
+    own = where(records, period_s=period_s, balancers=balancers, ratings=ratings)
+    by_rule = {rule: where(own, rule=rule) for rule in rules}
     best = min(_mean(by_rule[rule], "cv") for rule in rules if rule != routing.OMNISCIENT)
     cells = []
     for got in by_rule.values():
@@ -88,12 +69,12 @@ def _spread_row(
 
 def table_b(records: list[Record]) -> str:
     """Placements and sharings by totals."""
-    totals = [total for (total,) in _ordered(records, "total_kw")]
+    totals = [total for (total,) in ordered(records, "total_kw")]
     rows = []
-    for placement, sharing in _ordered(records, "placement", "sharing"):
-        own = [_where(records, placement=placement, sharing=sharing, total_kw=total)[0] for total in totals]
+    for placement, sharing in ordered(records, "placement", "sharing"):
+        own = [where(records, placement=placement, sharing=sharing, total_kw=total)[0] for total in totals]
         rows.append([placement, sharing, *map(_pooling_cell, own)])
-    return _table(["placement", "sharing", *(f"{total} kW" for total in totals)], rows)
+    return table(["placement", "sharing", *(f"{total} kW" for total in totals)], rows)
 
 
 def _pooling_cell(record: Record) -> str:
@@ -105,32 +86,32 @@ def _pooling_cell(record: Record) -> str:
 def table_doubts(records: list[Record]) -> str:
     """Mean and range over the seeds."""
     rows = []
-    for doubt, total, rule in _ordered(records, "doubt", "total_kw", "rule"):
-        own = _where(records, doubt=doubt, total_kw=total, rule=rule)
+    for doubt, total, rule in ordered(records, "doubt", "total_kw", "rule"):
+        own = where(records, doubt=doubt, total_kw=total, rule=rule)
         rows.append([doubt, total, rule, *(_range([one[name] for one in own]) for name in ("energy", "full"))])
-    return _table(["doubt", "kW", "placement, sharing", "energy %", "fully served %"], rows)
+    return table(["doubt", "kW", "placement, sharing", "energy %", "fully served %"], rows)
 
 
 def table_c(records: list[Record]) -> str:
     """Policies by limits: energy / fully served."""
-    limits = [limit for (limit,) in _ordered(records, "limit_kw")]
+    limits = [limit for (limit,) in ordered(records, "limit_kw")]
     rows = []
-    for (policy,) in _ordered(records, "policy"):
-        own = [_where(records, policy=policy, limit_kw=limit)[0] for limit in limits]
+    for (policy,) in ordered(records, "policy"):
+        own = [where(records, policy=policy, limit_kw=limit)[0] for limit in limits]
         cells = (f"{one['energy']:.2f}" + (f" / {one['full']:.2f}" if "full" in one else "") for one in own)
         rows.append([policy, *cells])
-    return _table(["policy", *(f"{limit} kW" for limit in limits)], rows)
+    return table(["policy", *(f"{limit} kW" for limit in limits)], rows)
 
 
 def table_d(records: list[Record]) -> str:
     """Microseconds of CPU by number of substations; then streams."""
     sizes = [record for record in records if "substations" in record]
     kinds = [name for name in sizes[0] if name != "substations"]
-    picks = _table(
+    picks = table(
         ["substations", *kinds],
         ([f"{one['substations']:,}", *(f"{one[kind]:.1f}" for kind in kinds)] for one in sizes),
     )
-    streams = _table(
+    streams = table(
         ["1,000 streams", "cores", "reports applied a second", "age of the view, p50 / p99 ms"],
         (_stream_row(record) for record in records if "rate" in record),
     )
@@ -147,20 +128,28 @@ def table_e(records: list[Record]) -> str:
     """Scenarios: means of energy and cars fully served, sums of what was counted."""
     counts = [name for name in records[0] if name not in ("scenario", "seed", "energy", "full")]
     rows = []
-    for (scenario,) in _ordered(records, "scenario"):
-        own = _where(records, scenario=scenario)
+    for (scenario,) in ordered(records, "scenario"):
+        own = where(records, scenario=scenario)
         means = [f"{_mean(own, name):.2f}" for name in ("energy", "full")]
         rows.append([scenario, *means, *(sum(one[name] for one in own) for name in counts)])
-    return _table(["scenario", "energy %", "fully served %", *(name.replace("_", " ") for name in counts)], rows)
+    return table(["scenario", "energy %", "fully served %", *(name.replace("_", " ") for name in counts)], rows)
 
 
-TABLES = {"a": table_a, "b": table_b, "doubts": table_doubts, "c": table_c, "d": table_d, "e": table_e}
+TABLES = {
+    "a": table_a,
+    "b": table_b,
+    "doubts": table_doubts,
+    "c": table_c,
+    "d": table_d,
+    "e": table_e,
+    "envoy": envoy_tables.show,
+}
 
 
-def put(text: str, mark: str, table: str) -> str:
+def put(text: str, mark: str, shown: str) -> str:
     """The text with this table between its marks."""
     found = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
-    return found.sub(lambda m: f"{m[1]}{table}\n{m[2]}", text)
+    return found.sub(lambda m: f"{m[1]}{shown}\n{m[2]}", text)
 
 
 # --- plots ------------------------------------------------------------------------------------------
@@ -168,10 +157,10 @@ def put(text: str, mark: str, table: str) -> str:
 
 def plot_energy(records: list[Record], path: Path) -> None:
     """Energy delivered against the total limit."""
-    totals = [total for (total,) in _ordered(records, "total_kw")]
+    totals = [total for (total,) in ordered(records, "total_kw")]
     lines = {
         f"{placement}, {sharing}": [
-            _where(records, placement=placement, sharing=sharing, total_kw=total)[0]["energy"] for total in totals
+            where(records, placement=placement, sharing=sharing, total_kw=total)[0]["energy"] for total in totals
         ]
         for placement, sharing in ENERGY_LINES
     }
@@ -180,10 +169,10 @@ def plot_energy(records: list[Record], path: Path) -> None:
 
 def plot_spread(records: list[Record], path: Path) -> None:
     """Spread of utilisation against the age of reports."""
-    own = _where(records, substations=10, balancers=4, ratings="unequal")
-    ages = [period for (period,) in _ordered(own, "period_s")]
+    own = where(records, substations=10, balancers=4, ratings="unequal")
+    ages = [period for (period,) in ordered(own, "period_s")]
     lines = {
-        rule: [_mean(_where(own, rule=rule, period_s=age), "cv") for age in ages]
+        rule: [_mean(where(own, rule=rule, period_s=age), "cv") for age in ages]
         for rule in (*SPREAD_LINES, routing.OMNISCIENT)
     }
     times = [PUSHED_S if age is None else age for age in ages]
@@ -220,15 +209,15 @@ def _plot(
 PLOTS = {"b": (plot_energy, "energy.svg"), "a": (plot_spread, "spread.svg")}
 
 
-def show(results: Path) -> None:
-    """Writes all that there are figures for."""
+def show(results: Path, names: Iterable[str] = tuple(TABLES)) -> None:
+    """Writes those of these tables that there are figures for."""
     readme = HERE / "README.md"
-    for name, table in TABLES.items():
+    for name in names:
         path = results / f"{name}.json"
         if not path.exists():
             continue
         records = json.loads(path.read_text())
-        readme.write_text(put(readme.read_text(), f"table {name}", table(records)))
+        readme.write_text(put(readme.read_text(), f"table {name}", TABLES[name](records)))
         if name in PLOTS:
             draw, file = PLOTS[name]
             draw(records, results / file)

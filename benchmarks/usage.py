@@ -1,6 +1,7 @@
 """What a process has used so far, from /proc."""
 
 import os
+import time
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -18,3 +19,8 @@ def cpu_s(pid: int) -> float:
 def rss_mb(pid: int) -> float:
     """Resident memory in MB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 1e6
+
+
+def own_cpu_s() -> float:
+    """CPU seconds of this process, all threads."""
+    return time.process_time()
