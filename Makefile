@@ -44,8 +44,8 @@ rush-hour: $(VENV)/.run ## 30 equal cars in 3 s through a running gateway, and w
 bench: .venv-bench/.bench ## the tables and plots of benchmarks/README.md, made anew (hours)
 	@.venv-bench/bin/python -m benchmarks.tables
 
-bench-envoy: .venv-bench/.bench ## our mesh beside Envoy in front of the same substations
-	@.venv-bench/bin/python -m benchmarks.envoy
+bench-envoy: .venv-bench/.bench ## our mesh beside Envoy in front of the same substations; table g (ROUNDS=5, SECONDS=4 a cell)
+	@.venv-bench/bin/python -m benchmarks.envoy --record $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 # --- tests ---------------------------------------------------------------------------------------
 

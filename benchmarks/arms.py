@@ -4,13 +4,13 @@ Each arm has substations of its own, of the same program with the same settings,
 is told.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 
@@ -25,7 +25,7 @@ OURS, UNCOALESCED, ENVOY = "ours", "ours, not coalesced", "Envoy"
 NAMES = {"ours": OURS, "uncoalesced": UNCOALESCED, "envoy": ENVOY}
 SUBSTATION, BARE = "substation", "bare server"
 # Large enough that power is never short, so that each car has left after a tenth of a second or so.
-RATED_KW = 3000.0
+RATED_KW = 8000.0
 CHARGE_POINTS = 2000
 TIME_SCALE = 120
 POWER_KW, ENERGY_KWH = 11, 0.02
@@ -33,10 +33,7 @@ POWER_KW, ENERGY_KWH = 11, 0.02
 SETTLE_S = 30.0
 # Envoy writes no access log, so nobody writes a line per charge.
 _SETTINGS = {name: {"LOG_LEVEL": "warning"} for name in ("substation", "balancer", "gateway")}
-_COALESCE = {
-    OURS: {},
-    UNCOALESCED: {"GATEWAY_COALESCE": "no", "BALANCER_COALESCE": "no"},
-}
+_SINGLY = {name: {"COALESCE": "no"} for name in ("balancer", "gateway")}
 
 
 @dataclass
@@ -72,9 +69,10 @@ def running(name: str, folder: Path) -> Iterator[Arm]:
         yield arm
 
 
-def _mesh(folder: Path, substations: int = 3) -> Mesh:
+def _mesh(folder: Path, substations: int = 3, more: Mapping[str, Mapping[str, str]] = MappingProxyType({})) -> Mesh:
+    settings = {name: {**own, **more.get(name, {})} for name, own in _SETTINGS.items()}
     rated_kw = (RATED_KW,) * substations
-    return Mesh(folder, rated_kw=rated_kw, charge_points=CHARGE_POINTS, time_scale=TIME_SCALE, settings=_SETTINGS)
+    return Mesh(folder, rated_kw=rated_kw, charge_points=CHARGE_POINTS, time_scale=TIME_SCALE, settings=settings)
 
 
 def _ledgers(mesh: Mesh) -> Ledgers:
@@ -87,7 +85,7 @@ def _pids(mesh: Mesh) -> tuple[int, ...]:
 
 @contextmanager
 def _ours(name: str, folder: Path) -> Iterator[Arm]:
-    with _mesh(folder) as mesh, _told(**_COALESCE[name]):
+    with _mesh(folder, more=_SINGLY if name == UNCOALESCED else {}) as mesh:
         mesh.start()
         host, _, port = mesh.address("gateway").rpartition(":")
         pids = {"gateway": (mesh.pid("gateway"),), "balancer": (mesh.pid("balancer"),), "substations": _pids(mesh)}
@@ -102,18 +100,6 @@ def _envoy(name: str, folder: Path) -> Iterator[Arm]:
             pids = {"envoy": (proxy.pid,), "substations": _pids(mesh)}
             http = (LOOPBACK, proxy.json_port)
             yield Arm(name, f"{LOOPBACK}:{proxy.grpc_port}", pids, _ledgers(mesh), http)
-
-
-@contextmanager
-def _told(**variables: str) -> Iterator[None]:
-    """With these in the environment, which processes that are started inherit."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 # --- a substation alone -----------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Reply(NamedTuple):
     def body(self) -> bytes:
         start = self.raw.index(_HEAD_END) + len(_HEAD_END)
         if _CHUNKED in self.raw[:start].lower():
-            return b"".join(self.raw[at:end] for at, end in _chunks(self.raw, start) or ())
+            return b"".join(self.raw[at:end] for at, end in _chunks(self.raw, start)[0])
         return self.raw[start:]
 
 
@@ -169,8 +169,7 @@ def is_whole(data: bytes) -> bool:
     if at >= 0:
         last = start + int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0])
     elif _CHUNKED in head:
-        chunks = _chunks(data, start)
-        last = len(data) if chunks is not None else len(data) + 1
+        last = _chunks(data, start)[1]
     else:
         raise BadReplyError(f"no length: {data[:200]!r}")
     if len(data) > last:
@@ -178,18 +177,14 @@ def is_whole(data: bytes) -> bool:
     return len(data) == last
 
 
-def _chunks(data: bytes, at: int) -> list[tuple[int, int]] | None:
-    """Where each chunk's bytes are, once the last one (of size 0, no trailers) is there."""
+def _chunks(data: bytes, at: int) -> tuple[list[tuple[int, int]], int]:
+    """Where the bytes of each chunk are, and where the last one (of size 0, no trailers) ends: later, when it lacks."""
     found: list[tuple[int, int]] = []
-    while True:
-        line_end = data.find(b"\r\n", at)
-        if line_end < 0:
-            return None
+    while (line_end := data.find(b"\r\n", at)) >= 0:
         size = int(data[at:line_end].split(b";", 1)[0], 16)
         start = line_end + 2
-        if len(data) < start + size + 2:
-            return None
-        if size == 0:
-            return found
-        found.append((start, start + size))
         at = start + size + 2
+        if size == 0:
+            return found, at
+        found.append((start, start + size))
+    return found, max(at, len(data)) + 1
