@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 # How long what is in flight may take when the time is over.
 DRAIN_S = 30.0
-# More than a reply has, and below where a buffer costs a mapping of its own.
+# More than a reply to one charge has, and below where a buffer costs a mapping of its own.
 _AT_ONCE = 1 << 16
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"

@@ -232,6 +232,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"each measures every cell once ({ROUNDS})")
     parser.add_argument("--record", action="store_true", help="all tables, written to results/ and README.md")
     told = parser.parse_args()
+    if "envoy" in told.arms and not envoy_proxy.BINARY.exists():
+        parser.error("no Envoy beside this Python: `make .venv-bench/.bench`, .venv-bench/bin/python; or --arms ours")
     plan = Plan(told.arms, told.rounds, told.seconds, told.concurrency)
     records = list(make(list(TABLES) if told.record else told.tables, plan))
     if told.record:
