@@ -24,10 +24,10 @@ from tests.mesh_processes import READY_S, ROOT, Mesh, free_port, wait_for
 OURS, UNCOALESCED, ENVOY = "ours", "ours, not coalesced", "Envoy"
 NAMES = {"ours": OURS, "uncoalesced": UNCOALESCED, "envoy": ENVOY}
 SUBSTATION, BARE = "substation", "bare server"
-# Large enough that power is never short, so that each car has left after a tenth of a second or so.
+# Large enough that power is never short, so that each car has left within a tenth of a second.
 RATED_KW = 8000.0
 CHARGE_POINTS = 2000
-TIME_SCALE = 120
+TIME_SCALE = 240
 POWER_KW, ENERGY_KWH = 11, 0.02
 # Sessions of a cell have ended after this time at the latest.
 SETTLE_S = 30.0

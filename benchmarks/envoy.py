@@ -1,6 +1,6 @@
 """Our mesh beside Envoy in front of the same substations.
 
-`make bench-envoy` makes the tables of benchmarks/README.md anew (20 minutes at most; ROUNDS=1 SECONDS=1 for a look).
+`make bench-envoy` makes the tables g of benchmarks/README.md anew (12 minutes; ROUNDS and SECONDS a cell can be set).
 For what a charge costs us, with nothing written and without Envoy:
 
     .venv/bin/python -m benchmarks.envoy --arms ours --concurrency 64 --seconds 5 --rounds 1
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
 SECONDS = 4.0
 WARM_UP_S = 1.0
-# Sessions that outlive a batch, so that its utilisation is that of its placements; about 0.6 s.
+# Sessions that outlive a batch, so that its utilisation is that of its placements; about 0.3 s.
 LONGER_KWH = 0.2
 IDLE_S, IDLE_SUBSTATIONS = 20.0, 10
 

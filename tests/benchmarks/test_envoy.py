@@ -175,11 +175,14 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[arms.Arm]:
         yield arm
 
 
-def test_a_bare_server_keeps_and_says_as_much_as_a_substation(tmp_path: Path) -> None:
+def test_a_bare_server_keeps_as_much_as_a_substation(tmp_path: Path) -> None:
     with arms.direct(tmp_path) as (station, bare):
         records = [envoy.measure(arm, envoy.TABLES["direct"][0], 2, SECONDS) for arm in (station, bare)]
+        last = [arm.ledgers.row(arm.ledgers._seen["a"]) for arm in (station, bare)]
     assert [list(record["cpu"]) for record in records] == [["substations"], ["bare server"]]
     assert all(record["charges"] > 0 for record in records)
+    # But for a byte or so: whole numbers are as long as they are large.
+    assert len(last[0]) == pytest.approx(len(last[1]), abs=8)
 
 
 # --- tables -----------------------------------------------------------------------------------------
