@@ -6,6 +6,7 @@ A car's character comes from its session id: the same after a restart.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from random import Random
 
 from mesh.units import JOULES_PER_KWH
@@ -64,6 +65,7 @@ class Plugged:
 
 @dataclass(slots=True)
 class _Car:
+    number: int
     plugged: Plugged
     need_mj: int
     efficiency: float
@@ -119,15 +121,19 @@ class SimulatedCars:
         self._scale = scale
         self._obedience_ms = obedience_s * 1000 / scale
         self._cars: dict[str, _Car] = {}
-        # When each does something next, and as of when the meters are read.
+        # When each does something next, also in order (with entries of the past), and as of when the meters are read.
         self._due: dict[str, int] = {}
+        self._queue: list[tuple[int, int, str]] = []
+        self._count = 0
         self._now = 0
 
     def plug_in(self, plugged: Plugged) -> None:
         """A car is there; it draws nothing until offered, but for what it still holds after a restart."""
         rng = Random(plugged.session_id)  # noqa: S311 - a car's character, not a secret
         need_kwh = rng.uniform(*_NEED_KWH)
+        self._count += 1
         self._cars[plugged.session_id] = _Car(
+            self._count,
             plugged,
             need_mj=round(need_kwh * JOULES_PER_KWH) * 1000 if plugged.need_mj is None else plugged.need_mj,
             efficiency=rng.uniform(*_EFFICIENCY),
@@ -161,7 +167,7 @@ class SimulatedCars:
         """What the cars did up to `now`, in order for each car."""
         events: list[CarEvent] = []
         self._now = max(self._now, now)
-        for name in [name for name, at in self._due.items() if at <= now]:
+        for name in self._take_due(now):
             car = self._cars[name]
             while (at := car.next_event(self._scale)) is not None and at <= now:
                 events += self._step(car, at)
@@ -170,15 +176,32 @@ class SimulatedCars:
 
     def _look_ahead(self, session_id: str) -> None:
         """Between its events a car changes nothing, so it is not asked again."""
-        at = self._cars[session_id].next_event(self._scale)
+        car = self._cars[session_id]
+        at = car.next_event(self._scale)
         if at is None:
             self._due.pop(session_id, None)
-        else:
+        elif self._due.get(session_id) != at:
             self._due[session_id] = at
+            heappush(self._queue, (at, car.number, session_id))
 
     def next_event(self) -> int | None:
         """When a car does something next, in wall milliseconds."""
-        return min(self._due.values(), default=None)
+        queue, due = self._queue, self._due
+        while queue:
+            at, _, name = queue[0]
+            if due.get(name) == at:
+                return at
+            heappop(queue)
+        return None
+
+    def _take_due(self, now: int) -> list[str]:
+        """Those that do something by then, as they were plugged in."""
+        taken = []
+        while (at := self.next_event()) is not None and at <= now:
+            _, number, name = heappop(self._queue)
+            del self._due[name]
+            taken.append((number, name))
+        return [name for _, name in sorted(taken)]
 
     def readings(self) -> list[Reading]:
         """All meters as of the last advance."""

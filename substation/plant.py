@@ -8,6 +8,10 @@ from mesh.clock import Clock
 from substation.cars import CarEvent, Full, Plugged, Reading, SimulatedCars
 from substation.sessions import Offer
 
+# Cars that do something within this time are heard together, as a meter's bus is read: each for itself would cost a
+# timer and a look at the station. What they did, and their registers, are as of their own times.
+HEARD_MS = 10
+
 
 class Plant(Protocol):
     """The charge points of one substation, with the cars behind them."""
@@ -49,7 +53,8 @@ class SimulatedPlant:
         self._clock = clock
         self._listener: Callable[[list[CarEvent]], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._armed_ms: int | None = None
+        # When the timer is for, and when the cars were heard last.
+        self._armed_ms = self._heard_ms = 0
         self._missed: list[CarEvent] = []
 
     def start(self, listener: Callable[[list[CarEvent]], None]) -> None:
@@ -84,10 +89,15 @@ class SimulatedPlant:
 
     def _arm(self) -> None:
         """Wakes for the next event; an earlier timer, for what will not happen any more, does no harm."""
-        at = self._cars.next_event()
-        if at is None or not self._listener or (self._timer and self._armed_ms is not None and self._armed_ms <= at):
+        if not self._listener or (self._timer and self._armed_ms <= self._heard_ms + HEARD_MS):
             return
+        at = self._cars.next_event()
+        if at is None:
+            return
+        at = max(at, self._heard_ms + HEARD_MS)
         if self._timer:
+            if self._armed_ms <= at:
+                return
             self._timer.cancel()
         self._armed_ms = at
         delay_ms = max(0, at - self._clock.now_ms())
@@ -95,7 +105,8 @@ class SimulatedPlant:
 
     def _wake(self) -> None:
         self._timer = None
-        events = self._cars.advance(self._clock.now_ms())
+        self._heard_ms = self._clock.now_ms()
+        events = self._cars.advance(self._heard_ms)
         if events and self._listener:
             self._listener(events)
         self._arm()
