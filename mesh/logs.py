@@ -46,13 +46,20 @@ class _Begin:
 
     def __init__(self, service: str) -> None:
         self.common: dict[str, str] = {"service": service}
+        # The second of the last line, and how it is written.
+        self._second, self._text = 0, ""
 
     def __call__(self, _: object, level: str, line: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        at = datetime.fromtimestamp(wall_ns() / 1e9, UTC).isoformat(timespec="microseconds")
-        begin = {"timestamp": at.replace("+00:00", "Z"), "level": level, **self.common, "event": line.pop("event")}
+        begin = {"timestamp": self._now(), "level": level, **self.common, "event": line.pop("event")}
         if trace_id := tracing.trace_id():
             begin["trace_id"] = trace_id
         return {**begin, **line}
+
+    def _now(self) -> str:
+        second, ns = divmod(wall_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second, self._text = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._text}.{ns // 1000:06d}Z"
 
 
 def configure(service: str, form: str, level: str) -> None:

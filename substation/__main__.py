@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 
 import grpc
 import structlog
@@ -95,7 +95,8 @@ async def _show_ledger(engine: Engine, server: Server) -> None:
 
 async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     """Runs until `stopping`."""
-    rng = SystemRandom()
+    # Ids must differ between processes, not be secrets; the system's own generator costs a call of the kernel for each.
+    rng = Random(secrets.randbits(256))  # noqa: S311
     registry = new_registry()
     data = Path(settings.data)
     slot = slots.claim(data, settings.id)

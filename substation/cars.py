@@ -7,7 +7,8 @@ A car's character comes from its session id: the same after a restart.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from random import Random
+from typing import NamedTuple
+from zlib import crc32
 
 from mesh.units import JOULES_PER_KWH
 from substation.sessions import Offer
@@ -20,16 +21,14 @@ _NEED_KWH = (8.0, 40.0)
 _EFFICIENCY = (0.97, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmed:
+class Confirmed(NamedTuple):
     """The car acts on this offer from now on."""
 
     session_id: str
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """The meter: power in watts, register in millijoules since plug-in."""
 
     session_id: str
@@ -37,8 +36,7 @@ class Reading:
     register_mj: int
 
 
-@dataclass(frozen=True, slots=True)
-class Full:
+class Full(NamedTuple):
     """The car wants no more."""
 
     session_id: str
@@ -69,7 +67,6 @@ class _Car:
     plugged: Plugged
     need_mj: int
     efficiency: float
-    rng: Random
     at_ms: int
     register_mj: int
     power_w: int
@@ -129,15 +126,12 @@ class SimulatedCars:
 
     def plug_in(self, plugged: Plugged) -> None:
         """A car is there; it draws nothing until offered, but for what it still holds after a restart."""
-        rng = Random(plugged.session_id)  # noqa: S311 - a car's character, not a secret
-        need_kwh = rng.uniform(*_NEED_KWH)
         self._count += 1
         self._cars[plugged.session_id] = _Car(
             self._count,
             plugged,
-            need_mj=round(need_kwh * JOULES_PER_KWH) * 1000 if plugged.need_mj is None else plugged.need_mj,
-            efficiency=rng.uniform(*_EFFICIENCY),
-            rng=rng,
+            need_mj=_need_mj(plugged) if plugged.need_mj is None else plugged.need_mj,
+            efficiency=_drawn(plugged.session_id, "efficiency", *_EFFICIENCY),
             at_ms=plugged.at_ms,
             register_mj=plugged.register_mj,
             power_w=plugged.power_w,
@@ -153,7 +147,7 @@ class SimulatedCars:
             return
         car.seen = offer.number
         renewal = offer.power_w == car.grant_w and now < car.lease_until_ms and not car.waiting
-        delay = 0 if renewal else round(car.rng.uniform(0, self._obedience_ms))
+        delay = 0 if renewal else round(_drawn(session_id, str(offer.number), 0, self._obedience_ms))
         due = max([now + delay, *(at for at, _ in car.waiting)])
         car.waiting.append((due, offer))
         self._look_ahead(session_id)
@@ -224,3 +218,13 @@ class SimulatedCars:
             if car.register_mj >= car.need_mj and car.plugged.need_mj is None:
                 events.append(Full(name))
         return events
+
+
+def _need_mj(plugged: Plugged) -> int:
+    """Of a car that charges until it is full."""
+    return round(_drawn(plugged.session_id, "need", *_NEED_KWH) * JOULES_PER_KWH) * 1000
+
+
+def _drawn(session_id: str, what: str, least: float, most: float) -> float:
+    """A part of a car's character, evenly distributed: a generator of its own for each car takes longer to seed."""
+    return least + (most - least) * crc32(f"{what} {session_id}".encode()) / 2**32

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import structlog
 
@@ -53,8 +54,7 @@ _REPORT_MS = 20
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What became of a charge in memory. `kept`: on disk already, with all that its answer says."""
 
     session_id: str
@@ -274,15 +274,16 @@ class Engine:
             self._break(error)
 
     def _tell_station(self, said: list[CarEvent]) -> None:
-        now = self._clock.now_ms()
+        now, events = self._clock.now_ms(), []
         for event in said:
             match event:
                 case Confirmed(session_id, number):
-                    self._absorb(self._station.confirmed(session_id, number, now))
+                    events += self._station.confirmed(session_id, number, now)
                 case Reading(session_id, power_w, register_mj):
-                    self._absorb(self._station.measured(session_id, power_w, register_mj, now))
+                    events += self._station.measured(session_id, power_w, register_mj, now)
                 case Full(session_id):
-                    self._absorb(self._station.full(session_id, now))
+                    events += self._station.full(session_id, now)
+        self._absorb(events)
 
     def _tick(self, due_ms: int) -> None:
         self._timer = None

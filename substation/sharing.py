@@ -6,12 +6,10 @@ limit. Where the floors do not all fit, sessions take turns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What one session wants, in watts, millijoules and milliseconds of charging, and how long it has waited for it.
 
     `floor_w` <= `max_w`; `max_w` is what the car can take now. `on`: it has power now. `last_on_ms`: when
