@@ -1,10 +1,10 @@
 """What the gateway sees of a request and makes of a reply: as little over ASGI as its operations need.
 
-Two extensions of ASGI are between this and `gateway.server`, so that what is usual is cheap: a request says whether
-its body is there already, and a reply that is known whole leaves in one message, and so in one segment.
+Two extensions of ASGI are between this and `gateway.server`, so that what is usual is cheap: a request brings a body
+that is there already, and a reply that is known whole leaves in one message, and so in one segment.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,13 +15,13 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-# In a scope's extensions: a mapping with `transport`, the connection, and `arrived`, whether all of the body is here.
+# In a scope's extensions: a mapping with `transport`, and `body`, which is None where it has to be received.
 CONNECTION = "gridmesh.connection"
 # The type of a message that is a whole reply: `status`, `headers`, `body`.
 WHOLE = "gridmesh.whole"
 
-JSON = "application/json"
-HTML = "text/html; charset=utf-8"
+JSON = b"application/json"
+HTML = b"text/html; charset=utf-8"
 
 
 class Disconnected(Exception):
@@ -59,9 +59,10 @@ class Request:
         return parse_qsl(said.decode("latin-1"), keep_blank_values=True) if said else []
 
     @property
-    def arrived(self) -> bool:
-        """Whether all of the body is here: reading it waits for nobody."""
-        return bool(self.scope["extensions"][CONNECTION]["arrived"])
+    def arrived(self) -> bytes | None:
+        """The whole body, where it came with the head and is not large. None: it has to be received."""
+        body: bytes | None = self.scope["extensions"][CONNECTION]["body"]
+        return body
 
     @property
     def gone(self) -> bool:
@@ -82,19 +83,12 @@ class Response:
     __slots__ = ("body", "headers", "reason", "status")
 
     def __init__(
-        self,
-        body: bytes,
-        media: str,
-        status: int = 200,
-        headers: Mapping[str, str] | None = None,
-        reason: str = "",
+        self, body: bytes, media: bytes, status: int = 200, headers: Sequence[Header] = (), reason: str = ""
     ) -> None:
         self.body = body
         self.status = status
         self.reason = reason
-        self.headers: list[Header] = [(b"content-type", media.encode()), (b"content-length", b"%d" % len(body))]
-        if headers:
-            self.headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self.headers = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *headers]
 
     async def send(self, request: Request, send: Send) -> None:
         """Sends it; returns when nothing of it is left to do."""

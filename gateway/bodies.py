@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 MAX_BYTES = 4 * 1024 * 1024
 # Bodies above this are bounded in number: uvicorn stops reading at as much by itself.
-_LARGE_BYTES = 64 * 1024
+LARGE_BYTES = 64 * 1024
 # A name of the client's, as far as it is repeated to it.
 _MAX_NAME = 100
 _MOST_ERRORS = 20
@@ -40,35 +40,27 @@ _WORDS = {
 
 async def read(request: Request, timeout_s: float, large: Bound) -> bytes:
     """The whole body, bounded in size and time, and where it is large in number."""
+    if (arrived := request.arrived) is not None:
+        return arrived
     if int(request.header(b"content-length") or 0) > MAX_BYTES:
         raise ProblemError(too_large())
+    body, more = bytearray(), True
     try:
-        if request.arrived:  # a timer costs more than to read what is there
-            return await _read(request, large)
         async with asyncio.timeout(timeout_s):
-            return await _read(request, large)
+            with ExitStack() as counted:
+                while more:
+                    part, more = await request.part()
+                    if len(body) <= LARGE_BYTES < len(body) + len(part):
+                        counted.enter_context(large)
+                    body += part
+                    if len(body) > MAX_BYTES:
+                        raise ProblemError(too_large())
     except TimeoutError:
         slow = problem(408, "BODY_TOO_SLOW", f"the body must arrive within {timeout_s:g} s")
         raise ProblemError(slow, {"Connection": "close"}) from None
     except Disconnected:
         raise ProblemError(problem(400, "INVALID_JSON", "the body ended early")) from None
-
-
-async def _read(request: Request, large: Bound) -> bytes:
-    part, more = await request.part()
-    if not more and len(part) <= _LARGE_BYTES:
-        return part
-    body = bytearray()
-    with ExitStack() as counted:
-        while True:
-            if len(body) <= _LARGE_BYTES < len(body) + len(part):
-                counted.enter_context(large)
-            body += part
-            if len(body) > MAX_BYTES:
-                raise ProblemError(too_large())
-            if not more:
-                return bytes(body)
-            part, more = await request.part()
+    return bytes(body)
 
 
 def require_json(request: Request, body: bytes) -> None:
@@ -76,7 +68,7 @@ def require_json(request: Request, body: bytes) -> None:
     if not body:
         raise ProblemError(problem(400, "INVALID_JSON", "the body is empty: it must be a JSON document"))
     given = request.header(b"content-type")
-    if given.partition(";")[0].strip().lower() != "application/json":
+    if given != "application/json" and given.partition(";")[0].strip().lower() != "application/json":
         was = f"not {given[:_MAX_NAME]}" if given else "and there is none"
         raise ProblemError(
             problem(415, "UNSUPPORTED_MEDIA_TYPE", f"the header Content-Type must be application/json, {was}"),

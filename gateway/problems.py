@@ -236,4 +236,5 @@ def encode(body: Problem) -> bytes:
 def response(body: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response, Retry-After included."""
     retry = {} if body.retry_after_s is None else {"Retry-After": str(body.retry_after_s)}
-    return Response(encode(body), MEDIA_TYPE, body.status, {**(headers or {}), **retry}, body.reason)
+    said = [(name.lower().encode(), value.encode("latin-1")) for name, value in {**(headers or {}), **retry}.items()]
+    return Response(encode(body), MEDIA_TYPE.encode(), body.status, said, body.reason)

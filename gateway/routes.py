@@ -1,7 +1,7 @@
 """What each operation of the API does. `gateway.table` names and documents them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway import bodies, problems, queries, schemas, translate
-from gateway.asgi import JSON, Request, Response
+from gateway.asgi import JSON, Header, Request, Response
 from gateway.balancers import Balancers
 from gateway.batch import Batch
 from gateway.events import Event, EventStream
@@ -44,7 +44,7 @@ _OF_LIMIT = Naming("#", {"substation_id": "substation_id", "source": "source"}, 
 _OF_SUBSTATION = Naming(parameters={"substation_id": "substation_id"})
 
 
-def _json(body: msgspec.Struct | list[Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _json(body: msgspec.Struct | list[Any], status: int = 200, headers: Sequence[Header] = ()) -> Response:
     return Response(_encode(body), JSON, status, headers)
 
 
@@ -70,8 +70,6 @@ class Api:
         """Admits one car."""
         queries.none(request)
         key = self._key(request)
-        # Also on errors, so that a client whose key we made can repeat with it.
-        echo = {KEY: key} if is_printable(key) else {}
         try:
             body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
             with self._admitted():
@@ -84,13 +82,14 @@ class Api:
         except MeshError as error:
             problem = problems.of_mesh(error, _OF_CHARGE)
             problems.log_charge(key, problem)
-            raise ProblemError(problem, echo) from None
+            raise ProblemError(problem, _echo(key)) from None
         except ProblemError as error:
             if not error.told:
                 problems.log_charge(key, error.problem)
-            raise ProblemError(error.problem, {**error.headers, **echo}) from None
+            raise ProblemError(error.problem, {**error.headers, **_echo(key)}) from None
         charged = answer.response
-        headers = {**echo, "Location": f"/v1/charges/{charged.session.session_id}"}
+        location = f"/v1/charges/{charged.session.session_id}".encode("latin-1")
+        headers = [(b"location", location), (_KEY, key.encode("latin-1"))]
         return _json(translate.charge_reply(charged, answer.load), 200 if charged.repeated else 201, headers)
 
     async def charge_batch(self, request: Request) -> Response:
@@ -274,6 +273,11 @@ class Api:
 
     def _not_after_ms(self) -> int:
         return self.clock.now_ms() + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+
+
+def _echo(key: str) -> dict[str, str]:
+    """Also on errors, so that a client whose key we made can repeat with it."""
+    return {KEY: key} if is_printable(key) else {}
 
 
 class _Admitted:

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway import problems
 from gateway.asgi import CONNECTION, WHOLE, ASGIApp, Message
+from gateway.bodies import LARGE_BYTES
 from gateway.schemas import Problem
 from mesh.settings import StartupError
 
@@ -125,7 +126,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         if not self._in_head:
             self._in_head, self._head = True, 0
-        self._connection: dict[object, object] = {"transport": self.transport, "arrived": False}
+        self._connection: dict[object, object] = {"transport": self.transport, "body": None}
         self.scope["extensions"] = {CONNECTION: self._connection}
 
     def on_headers_complete(self) -> None:
@@ -135,7 +136,8 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._connection["arrived"] = True
+        if len(self.cycle.body) <= LARGE_BYTES:
+            self._connection["body"] = bytes(self.cycle.body)
 
     def _time_head(self) -> None:
         self._head_timer = self.loop.call_later(_HEAD_WITHIN_S, self.transport.abort)
@@ -183,18 +185,15 @@ class _Cycle(RequestResponseCycle):
         self.on_response()
 
     def _encode(self, message: Message) -> bytes:
-        parts = [STATUS_LINE[message["status"]]]
-        for name, value in (*self.default_headers, *message["headers"]):
-            if b"\n" in value or b"\r" in value:
-                raise ValueError(f"{name!r} would be more than one header")
-            if name == b"connection":
-                self.keep_alive = False  # we say nothing else of it than that it is closed
-            else:
-                parts += (name, b": ", value, b"\r\n")
-        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        if self.scope["method"] != "HEAD":
-            parts.append(message["body"])
-        return b"".join(parts)
+        headers = [*self.default_headers, *message["headers"]]
+        self.keep_alive = self.keep_alive and not any(name == b"connection" for name, _ in headers)
+        if not self.keep_alive:
+            headers = [each for each in headers if each[0] != b"connection"] + [(b"connection", b"close")]
+        head = b"\r\n".join([b"%b: %b" % each for each in headers])
+        if head.count(b"\n") != len(headers) - 1 or head.count(b"\r") != len(headers) - 1:
+            raise ValueError("a header would be more than one")
+        body = b"" if self.scope["method"] == "HEAD" else message["body"]
+        return b"%b%b\r\n\r\n%b" % (STATUS_LINE[message["status"]], head, body)
 
 
 class _ToStructlog(logging.Handler):

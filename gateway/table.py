@@ -75,6 +75,7 @@ def operations(api: Api, version: str) -> list[Operation]:
         del request
         return Response(pages.index().encode(), HTML)
 
+    html = HTML.decode()
     table += [
         Operation(
             "get_openapi",
@@ -92,10 +93,16 @@ def operations(api: Api, version: str) -> list[Operation]:
             "gateway",
             "This document for people.",
             show_docs,
-            (Reply(200, "A page.", None, HTML),),
+            (Reply(200, "A page.", None, html),),
         ),
         Operation(
-            "get_index", "GET", "/", "gateway", "What this is.", show_index, (Reply(200, "A page.", None, HTML),)
+            "get_index",
+            "GET",
+            "/",
+            "gateway",
+            "What this is.",
+            show_index,
+            (Reply(200, "A page.", None, html),),
         ),
     ]
     described = openapi.document(table, version)
