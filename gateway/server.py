@@ -96,6 +96,9 @@ class _Protocol(HttpToolsProtocol):
     _in_head = True
     _head = 0
     _head_timer: asyncio.TimerHandle | None = None
+    # When the last reply ended; None while a request comes or is served. One timer for many replies.
+    _idle_since: float | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -106,6 +109,8 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -138,6 +143,30 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_complete()
         if len(self.cycle.body) <= LARGE_BYTES:
             self._connection["body"] = bytes(self.cycle.body)
+
+    def on_response_complete(self) -> None:
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        # As uvicorn does, but for the timer, which it makes anew for each reply.
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_at(self._idle_since + _KEEP_ALIVE_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since is None:
+            return  # the next reply sets it again
+        until = self._idle_since + _KEEP_ALIVE_S
+        if until <= self.loop.time():
+            self.timeout_keep_alive_handler()
+        else:
+            self._idle_timer = self.loop.call_at(until, self._close_if_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
 
     def _time_head(self) -> None:
         self._head_timer = self.loop.call_later(_HEAD_WITHIN_S, self.transport.abort)

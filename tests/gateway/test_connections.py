@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from gateway import server
 from gridmesh.v1 import charging_pb2
 from tests.gateway.running import CAR, SESSION_ID, Context, Gateway, Message, a_session
 
@@ -70,3 +71,24 @@ async def test_a_header_that_would_be_two_is_not_sent(gateway: Gateway) -> None:
     reply = await gateway.post(CAR)
     assert reply.status_code == 500
     assert "set-cookie" not in reply.headers
+
+
+async def test_a_connection_is_closed_when_it_is_idle_and_not_while_it_is_served(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.1)
+
+    async def longer_than_idle(request: Message, context: Context) -> Message:
+        await asyncio.sleep(0.3)
+        return charging_pb2.GetSessionResponse(session=a_session())
+
+    gateway.fake.answers["GetSession"] = longer_than_idle
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(10):
+        writer.write(HEALTH)
+        await reader.readuntil(BODY)
+        writer.write(HEALTH.replace(b"/healthz", f"/v1/charges/{SESSION_ID}".encode()))
+        served = await reader.read()
+    writer.close()
+    assert served.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" not in served
