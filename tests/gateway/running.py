@@ -99,7 +99,8 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
         for outcomes in answer or []:
             if isinstance(outcomes, Exception):
                 raise outcomes
-            yield charging_pb2.ChargeBatchResponse(outcomes=outcomes)
+            whole = isinstance(outcomes, charging_pb2.ChargeBatchResponse)
+            yield outcomes if whole else charging_pb2.ChargeBatchResponse(outcomes=outcomes)
 
     async def _outcome(self, index: int, item: Message, context: Context) -> charging_pb2.ChargeBatchOutcome:
         """One item as a call of its own."""

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from google.rpc import code_pb2, status_pb2
 
-from gridmesh.v1 import charging_pb2
+from gridmesh.v1 import charging_pb2, load_pb2
 from mesh.errors import PreconditionFailed, Refused, Unavailable
 from mesh.ids import is_uuid7
 from mesh.model import ErrorReason
@@ -18,6 +18,7 @@ from tests.gateway.running import (
     FakeBalancer,
     Gateway,
     Message,
+    a_session,
     aborts,
     fails,
     gateway_before,
@@ -47,6 +48,24 @@ async def test_outcomes_come_in_the_order_of_the_items(gateway: Gateway) -> None
     assert [(each["index"], each["status"]) for each in reply.json()] == [(i, 201) for i in range(5)]
     assert [each["charge"]["session"]["request_id"] for each in reply.json()] == [f"k-{i}" for i in range(5)]
     assert all("problem" not in each for each in reply.json())
+
+
+async def test_each_outcome_has_the_load_of_its_substation_that_was_said_once_for_the_message(gateway: Gateway) -> None:
+    def admitted(index: int, at: str) -> charging_pb2.ChargeBatchOutcome:
+        return Outcome(index=index, response=charging_pb2.ChargeResponse(session=a_session(substation_id=at)))
+
+    def said(*outcomes: charging_pb2.ChargeBatchOutcome, sequence: int) -> charging_pb2.ChargeBatchResponse:
+        loads = [load_pb2.LoadReport(substation_id=each, epoch=7, sequence=sequence) for each in ("north", "south")]
+        return charging_pb2.ChargeBatchResponse(outcomes=outcomes, loads=loads)
+
+    async def two_messages(request: Message, context: Context) -> Message:
+        first = said(admitted(2, "north"), admitted(0, "south"), admitted(1, "north"), sequence=1)
+        return [first, said(admitted(3, "south"), sequence=2)]
+
+    gateway.fake.answers["ChargeBatch"] = two_messages
+    found = [each["charge"]["load"] for each in (await post(gateway, [CAR] * 4)).json()]
+    expected = [("south", 1), ("north", 1), ("north", 1), ("south", 2)]
+    assert found == [{"substation_id": at, "epoch": 7, "sequence": sequence} for at, sequence in expected]
 
 
 async def test_an_item_without_a_key_is_given_one(gateway: Gateway) -> None:
