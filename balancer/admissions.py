@@ -8,6 +8,7 @@ noted too: they may be ahead of the stream.
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mesh.charge import Key
 from mesh.ids import substation_of
@@ -16,8 +17,7 @@ from mesh.model import StopReason
 REMEMBERED_MS = 24 * 3_600_000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One key's session on one substation. `ended_at_ms` is wall time, None while it lives."""
 
     key: Key

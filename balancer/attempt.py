@@ -21,7 +21,7 @@ Times are wall milliseconds.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied
 from balancer.view import Reservation
@@ -64,8 +64,7 @@ _MOST_USEFUL = (
 # --- what came of a step ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(NamedTuple):
     """A status of ours came back; or none was asked for, as it has more calls from here than it can answer in time."""
 
     error: MeshError
@@ -93,8 +92,7 @@ Outcome = Replied | Refused | Unreached | Lost | Found | Fenced | Late
 # --- what to do next -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Why a session is where it is; utilisation as demand over limit."""
 
     substation_id: str
@@ -106,8 +104,7 @@ class Placement:
     tried: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """Send the request there, after a pause in milliseconds."""
 
     address: str
@@ -115,15 +112,13 @@ class Ask:
     pause_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(NamedTuple):
     """Wait until that doubt is settled, or the deadline is near."""
 
     doubt: Doubt
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Done: the `reply` of `Replied` or `Found`."""
 
     reply: Any
@@ -131,8 +126,7 @@ class Answer:
     repeated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Done: this error."""
 
     error: MeshError

@@ -9,7 +9,7 @@ Times are wall milliseconds.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from balancer.admissions import AdmissionIndex, Duplicate, Entry
 from balancer.ejection import Ejections, RetryBudget
@@ -20,8 +20,7 @@ from mesh.ids import substation_of
 from mesh.model import StopReason
 
 
-@dataclass(frozen=True, slots=True)
-class Replied:
+class Replied(NamedTuple):
     """The substation answered with a session. `reply` is the caller's own, handed back in `Answer`.
 
     `duplicate_of`: the other session of the key for which this one was ended; empty when it was not.
@@ -52,8 +51,7 @@ class Doubt:
     reservation: Reservation
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """The doubt is settled: the key has a session there. `attempt_id` is empty when only the index shows it.
 
     `duplicate_of`: as in `Replied`.
@@ -72,8 +70,7 @@ class Fenced:
     """The doubt is settled: not admitted there, and never will be by that attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """A doubt that the admissions stream has ended."""
 
     doubt: Doubt

@@ -125,7 +125,7 @@ class Router:
         return named
 
     def _parse(self, request: charging_pb2.ChargeRequest, key: Key) -> Charge:
-        return parse_charge(request, key, self.now())
+        return parse_charge(request, key, self.now(), with_body=False)  # substations compare
 
     # --- for its flights ------------------------------------------------------------------------
 

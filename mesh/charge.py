@@ -1,6 +1,5 @@
 """A valid charge request in whole watts, joules and milliseconds: what the pure modules decide on."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -11,8 +10,7 @@ class Key(NamedTuple):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """One car that asks to charge, defaults filled in. `mesh.requests` makes it from the contract's message."""
 
     key: Key

@@ -5,7 +5,7 @@ ends duplicates, and lets a second call with a key that is under way wait for th
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Protocol
@@ -90,7 +90,7 @@ class Balancer:
             reply(_UNDER_WAY)
             return
         if not charge.attempt_id:
-            charge = replace(charge, attempt_id=ids.uuid7(now, self._rng))
+            charge = charge._replace(attempt_id=ids.uuid7(now, self._rng))
         self._flights[charge.key] = []
         call = _Call(Attempt(self.desk, charge.key, charge.attempt_id, lambda: charge), charge, reply, deadline_ms)
         self._do(call, call.attempt.begin(now))

@@ -8,7 +8,7 @@ the balancer dies, and when they are told that nobody can be asked or that the o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 
@@ -119,7 +119,7 @@ class Client:
 
     def __init__(self, mesh: "Mesh", charge: Charge, until_ms: int, told: Told) -> None:
         self._mesh = mesh
-        self._charge = replace(charge, attempt_id="")
+        self._charge = charge._replace(attempt_id="")
         self._until_ms = until_ms
         self._told = told
         self._tries = 0

@@ -184,7 +184,7 @@ class Month:
         visit = replace(served.visit, says_leaves_ms=None, says_energy_j=wants_j)
         charge = self._charge(visit, f"{visit.name} again")
         if self._placement is None:
-            self._ask_mesh(served, replace(charge, allowed=frozenset([served.placed])))
+            self._ask_mesh(served, charge._replace(allowed=frozenset([served.placed])))
         else:
             self._ask(served, charge, served.placed)
 

@@ -1,6 +1,5 @@
 """What the balancer's tests are made of."""
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -59,7 +58,7 @@ def charge(number: int = 0, **changed: Any) -> Charge:  # noqa: ANN401
         attempt_id=attempt_id(number),
         body=b"",
     )
-    return replace(car, **changed)
+    return car._replace(**changed)
 
 
 def attempt_id(number: int = 0) -> str:
@@ -81,7 +80,7 @@ def entry(number: int = 0, substation_id: str = "a", sequence: int = 1, **change
         epoch=NOW,
         sequence=sequence,
     )
-    return replace(live, **changed)
+    return live._replace(**changed)
 
 
 def desk_of(*loads: Load, seed: int = 1) -> Desk:
@@ -106,4 +105,4 @@ def replied(after: Load, number: int = 0, **changed: Any) -> Replied:  # noqa: A
         repeated=False,
         reply=f"reply {number}",
     )
-    return replace(reply, **changed)
+    return reply._replace(**changed)
