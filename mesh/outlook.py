@@ -158,6 +158,10 @@ class Curves:
         return Outlook(self._even.points(), self._latest.points())
 
 
+# Where on the grid a rise from now on begins.
+_NOW = bisect_right(GRID_MS, 0)
+
+
 class _Curve:
     """Sums straight rises, each from one time to another: between two points, value = slope x time - offset."""
 
@@ -167,12 +171,19 @@ class _Curve:
 
     def rise(self, start_ms: float, end_ms: float, rate_w: float) -> None:
         """By `rate_w` from then to then; what would have risen before now is left out."""
-        start_ms, end_ms = max(0, start_ms), max(0, end_ms)
-        first, after = bisect_right(GRID_MS, start_ms), bisect_right(GRID_MS, end_ms)
-        self._slope[first] += rate_w
-        self._offset[first] += rate_w * start_ms
-        self._slope[after] -= rate_w
-        self._offset[after] -= rate_w * end_ms
+        slope, offset = self._slope, self._offset
+        if start_ms > 0:
+            first = bisect_right(GRID_MS, start_ms)
+            slope[first] += rate_w
+            offset[first] += rate_w * start_ms
+        else:
+            slope[_NOW] += rate_w
+        if end_ms > 0:
+            after = bisect_right(GRID_MS, end_ms)
+            slope[after] -= rate_w
+            offset[after] -= rate_w * end_ms
+        else:
+            slope[_NOW] -= rate_w
 
     def points(self) -> tuple[int, ...]:
         """Whole millijoules at each time of the grid; of what was counted out again rounding may leave a trace."""

@@ -92,18 +92,20 @@ class _Car:
         return self.plugged.leaves_ms is not None and self.at_ms >= self.plugged.leaves_ms
 
     def marks_mj(self) -> Iterable[int]:
-        """Registers at which its draw changes by itself."""
-        if self.plugged.need_mj is None:
-            yield from (int(self.need_mj * (1 - below)) + 1 for below, _ in _TAPER)
+        """Registers at which the draw of a car that charges until full changes by itself."""
+        yield from (int(self.need_mj * (1 - below)) + 1 for below, _ in _TAPER)
         yield self.need_mj
 
     def next_event(self, scale: int) -> int | None:
-        times = [at for at, _ in self.waiting]
+        times = [at for at, _ in self.waiting] if self.waiting else []
         if self.power_w > 0:
-            ahead = min((mark for mark in self.marks_mj() if mark > self.register_mj), default=self.need_mj)
-            times += [self.at_ms - (self.register_mj - ahead) // (self.power_w * scale), self.lease_until_ms]
-            times += [self.plugged.leaves_ms] if self.plugged.leaves_ms is not None else []
-        return min(times, default=None)
+            ahead = self.need_mj
+            if self.plugged.need_mj is None:
+                ahead = min((mark for mark in self.marks_mj() if mark > self.register_mj), default=ahead)
+            times += (self.at_ms - (self.register_mj - ahead) // (self.power_w * scale), self.lease_until_ms)
+            if self.plugged.leaves_ms is not None:
+                times.append(self.plugged.leaves_ms)
+        return min(times) if times else None
 
     def pass_to(self, now: int, scale: int) -> None:
         drawn = self.power_w * max(0, now - self.at_ms) * scale
@@ -163,15 +165,20 @@ class SimulatedCars:
         self._now = max(self._now, now)
         for name in self._take_due(now):
             car = self._cars[name]
-            while (at := car.next_event(self._scale)) is not None and at <= now:
+            at = car.next_event(self._scale)
+            while at is not None and at <= now:
                 events += self._step(car, at)
-            self._look_ahead(name)
+                at = car.next_event(self._scale)
+            self._note_due(car, at)
         return events
 
     def _look_ahead(self, session_id: str) -> None:
         """Between its events a car changes nothing, so it is not asked again."""
         car = self._cars[session_id]
-        at = car.next_event(self._scale)
+        self._note_due(car, car.next_event(self._scale))
+
+    def _note_due(self, car: _Car, at: int | None) -> None:
+        session_id = car.plugged.session_id
         if at is None:
             self._due.pop(session_id, None)
         elif self._due.get(session_id) != at:

@@ -341,35 +341,35 @@ class Engine:
             self._wake.set()
 
     def _note(self, event: ev.Event) -> None:  # noqa: C901 - one line per event
-        batch = self._batch
+        """What comes often is looked for first."""
         match event:
-            case ev.Admitted(session):
-                batch.admit(session)
-                self._promise(session)
-            case ev.Repeated(session, raised=True):
-                batch.sessions[session.session_id] = session
-            case ev.Ended(session):
-                batch.end(session)
-                self._journal.ended(session)
-            case ev.Changed(session):
-                batch.live = True
-                self._journal.changed(session)
             case ev.Metered(session):
                 self.shown.measured(session.session_id, session.measured_w)
+            case ev.Changed(session):
+                self._batch.live = True
+                self._journal.changed(session)
             case ev.Offered(session_id, offer):
                 self._send(session_id, offer)
+            case ev.Admitted(session):
+                self._batch.admit(session)
+                self._promise(session)
             case ev.Opened(session_id):
                 self._raises.pop(session_id, None)
                 self._plant.open(session_id)
                 self._promise_no_more(session_id)
+            case ev.Ended(session):
+                self._batch.end(session)
+                self._journal.ended(session)
+            case ev.Repeated(session, raised=True):
+                self._batch.sessions[session.session_id] = session
+            case ev.Fenced(key, attempt_id):
+                self._batch.fences[key] = attempt_id
             case ev.LimitsChanged():
-                batch.limits = True
+                self._batch.limits = True
                 log.info("limits changed", limits=[f"{m.source.name} {m.limit_w} W" for m in self._station.limits()])
             case ev.DrainChanged():
-                batch.draining = True
+                self._batch.draining = True
                 log.info("drain changed", draining=self._station.draining)
-            case ev.Fenced(key, attempt_id):
-                batch.fences[key] = attempt_id
             case ev.LimitComplied(took_ms):
                 self._metrics.compliance.observe(took_ms / 1000)
                 log.info("limit complied with", took_s=took_ms / 1000)

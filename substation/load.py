@@ -87,17 +87,19 @@ class Sums:
 
 def part(session: Session) -> Part:
     """What a session adds to the sums."""
-    charge, active = session.charge, None
-    if session.active:
-        active = (
-            charge.max_w,
-            0 if planned(session) else charge.max_w,
-            charge.floor_w,
-            session.granted_w,
-            session.wanted_w,
-            session.overdraw_w,
-            session.limit_reason,
-        )
+    if not session.active:
+        return session.committed_w, session.measured_w, None
+    charge = session.charge
+    max_w = charge.max_w
+    active = (
+        max_w,
+        0 if planned(session) else max_w,
+        charge.floor_w,
+        session.granted_w,
+        max_w if session.draws_at_most_w is None else session.wanted_w,
+        session.overdraw_w,
+        session.limit_reason,
+    )
     return session.committed_w, session.measured_w, active
 
 

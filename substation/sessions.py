@@ -127,9 +127,10 @@ class Session:
     @property
     def committed_w(self) -> int:
         """What must be kept free for it: granted, still held, or drawn all the same."""
-        most = self.held_w
-        most = max(most, self.granted_w)
-        return max(most, self.measured_w)
+        # Asked ten times in a session's life and of all of them: comparisons cost a third of calls.
+        most, granted_w, measured_w = self.held_w, self.granted_w, self.measured_w
+        most = max(most, granted_w)
+        return max(most, measured_w)
 
     @property
     def wanted_w(self) -> int:
@@ -157,20 +158,25 @@ class Session:
         """What it surely draws: as measured, or less when it may have acted on a lower offer since."""
         offers = self.offers
         if len(offers) == 1:
-            return min(self.measured_w, offers[0].power_w)
+            held_w, measured_w = offers[0].power_w, self.measured_w
+            return min(held_w, measured_w)
         return min([self.measured_w, *(offer.power_w for offer in offers)])
 
     def delivered_at(self, now: int, scale: int) -> int:
         """The register at `now` if the car goes on, under its leases; never above what was asked."""
-        flowing_ms = max(0, min(now, self.confirmed_until_ms) - self.metered_ms)
+        until = self.confirmed_until_ms
+        flowing_ms = (min(until, now)) - self.metered_ms
+        if flowing_ms <= 0 or self.measured_w == 0:
+            return self.delivered_mj
         register = self.delivered_mj + self.flowing_w * flowing_ms * scale
         target = self.target_mj
         return register if target is None else max(self.delivered_mj, min(register, target))
 
     def meter(self, now: int, scale: int) -> None:
         """Carries the register to `now`."""
-        self.delivered_mj = self.delivered_at(now, scale)
-        self.metered_ms = max(self.metered_ms, now)
+        if now > self.metered_ms:
+            self.delivered_mj = self.delivered_at(now, scale)
+            self.metered_ms = now
 
     def satisfied_at(self, scale: int) -> int | None:
         """When the register reaches what was asked; None if it does not while the present leases last."""
