@@ -86,10 +86,12 @@ def _recall(
 
 async def _show_ledger(engine: Engine, server: Server) -> None:
     """Health of the service name `ledger`: whether it can be written. The others stay SERVING."""
-    news = engine.shown.listen()
+    news, said = engine.shown.listen(), None
     while True:
         news.clear()
-        await server.show(LEDGER_HEALTH, engine.ledger_works)
+        if said is not engine.ledger_works:
+            said = engine.ledger_works
+            await server.show(LEDGER_HEALTH, said)
         await news.wait()
 
 

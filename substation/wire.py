@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2, reports_pb2
 from mesh.errors import InvalidRequest, Violation
 from mesh.model import LimitSource, StopReason
-from mesh.units import kilowatt_hours, kilowatts, watts
+from mesh.units import MJ_PER_KWH, kilowatt_hours, kilowatts, watts
 from substation.limits import Limit
 from substation.load import Report
 from substation.sessions import Session
@@ -106,8 +106,8 @@ def load_report(report: Report) -> load_pb2.LoadReport:
         not_accepting_reason=load_pb2.NotAcceptingReason.ValueType(load.not_accepting),
         time_scale=report.time_scale,
         over_limit_seconds=load.over_limit_ms / 1000,
-        evenly_kwh=map(kilowatt_hours, report.ahead.evenly_mj[1:]),
-        at_latest_kwh=map(kilowatt_hours, report.ahead.at_latest_mj[1:]),
+        evenly_kwh=[mj / MJ_PER_KWH for mj in report.ahead.evenly_mj[1:]],
+        at_latest_kwh=[mj / MJ_PER_KWH for mj in report.ahead.at_latest_mj[1:]],
     )
 
 
