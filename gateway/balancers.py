@@ -50,15 +50,23 @@ class Balancers:
 
     async def chosen(self) -> Balancer:
         """The one to ask; waits while one may still connect. ProblemError when there is none: nothing was sent."""
+        if (balancer := self._next()) is not None:
+            return balancer  # a timer for what is there would cost as much as the rest of the way
         try:
             async with asyncio.timeout(self.timeout_s):
-                while (balancer := self._next()) is None:
-                    if not any(each.connecting for each in self._all):
-                        raise ProblemError(unreachable())
-                    await self._changed.wait()
+                return await self._found()
         except TimeoutError:
             raise ProblemError(unreachable()) from None
-        return balancer
+
+    async def _found(self) -> Balancer:
+        while True:
+            # In this order: one that connects between the two looks is found by the second.
+            connecting = any(each.connecting for each in self._all)
+            if (balancer := self._next()) is not None:
+                return balancer
+            if not connecting:
+                raise ProblemError(unreachable())
+            await self._changed.wait()
 
     def _next(self, but: Balancer | None = None) -> Balancer | None:
         others = [each for each in self._all if each is not but]
