@@ -1,7 +1,7 @@
 """Whether one more car is admitted: never more plugs, nor floors that could not be met even in turns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mesh.charge import Charge
 from mesh.errors import InvalidRequest, Refused, Unavailable, Violation
@@ -12,17 +12,18 @@ WAITING_FACTOR = 10
 _RETRY_LEAST_MS, _RETRY_MOST_MS, _RETRY_DEFAULT_MS = 1_000, 3_600_000, 30_000
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """What a substation has for one more car. Times in wall milliseconds; None: not known."""
 
     substation_id: str
     accepting: NotAccepting
     charge_points: int
     taken: int
-    # Floors of those that want energy.
-    floors_w: int
+    # The highest floor of any session so far.
+    highest_floor_w: int
     limit_w: int
+    # Floors of those that want energy: a look at who changed, asked only where the highest for all would not do.
+    floors_w: Callable[[], int]
     # Asked only where it is refused: the second costs a look at every session.
     limit_ends_ms: Callable[[], int | None]
     next_free_ms: Callable[[], int | None]
@@ -41,7 +42,8 @@ def check(charge: Charge, room: Room, now: int) -> None:
     if charge.floor_w > room.limit_w:
         message = f"the car needs {charge.floor_w} W, the limit is {room.limit_w} W"
         raise Refused(ErrorReason.FLOOR_ABOVE_LIMIT, message, _retry_ms(room.limit_ends_ms(), now))
-    if room.floors_w + charge.floor_w > WAITING_FACTOR * room.limit_w:
+    most_w = WAITING_FACTOR * room.limit_w - charge.floor_w
+    if room.taken * room.highest_floor_w > most_w and room.floors_w() > most_w:
         message = "too many cars wait for a turn"
         raise Refused(ErrorReason.TOO_MANY_WAITING, message, _retry_ms(room.next_free_ms(), now))
 

@@ -1,5 +1,6 @@
 """What an operator reads of the sessions: one line per change of state, each with request id and session id."""
 
+import logging
 from collections.abc import Iterable
 
 import structlog
@@ -29,7 +30,7 @@ class SessionJournal:
         if state is before:
             return
         self._told[session.session_id] = state
-        if before is None and state is SessionState.CHARGING:
+        if (before is None and state is SessionState.CHARGING) or not log.is_enabled_for(logging.INFO):
             return
         was = {} if before is None else {"was": before.name}
         log.info(f"session {state.name.lower()}", **_of(session), **was, **_why(session))
@@ -42,13 +43,15 @@ class SessionJournal:
     def ended(self, session: Session) -> None:
         """It is over."""
         self._told.pop(session.session_id, None)
+        event = _ALARMING.get(session.stop_reason)
+        if not (event or log.is_enabled_for(logging.INFO)):
+            return
         why: dict[str, object] = {
             "reason": session.stop_reason.name,
             "delivered_kwh": round(kilowatt_hours(session.delivered_mj), 3),
         }
         if session.stop_reason is StopReason.DUPLICATE:
             why["survivor"] = session.duplicate_of
-        event = _ALARMING.get(session.stop_reason)
         (log.warning if event else log.info)(event or "session ended", **_of(session), **why)
 
 

@@ -94,6 +94,7 @@ class Station:
         self._sequence = 0
         self._admission_sequence = 0
         self._renew_ms: int | None = None
+        self._highest_floor_w = max((session.charge.floor_w for session in memory.sessions), default=0)
         self._commitments: tuple[object, ...] = ()
         # Whether sharing anew at this moment could change anything; when the next event is, once that is known.
         self._unsettled = True
@@ -140,6 +141,7 @@ class Station:
             return self.repeat(charge.key, charge.body, charge.attempt_id, now)
         self._keys.check_fence(charge.key, charge.attempt_id)
         admission.check(charge, self._room(), self._now)
+        self._highest_floor_w = max(self._highest_floor_w, charge.floor_w)
         session = self._new_session(charge)
         self._keys.add(session)
         self._live.add(session)
@@ -388,11 +390,15 @@ class Station:
             accepting=self.accepting,
             charge_points=self.config.charge_points,
             taken=len(self._live),
-            floors_w=self._live.sums().floor_w,
+            highest_floor_w=self._highest_floor_w,
             limit_w=self._power.budget.limit_w,
+            floors_w=self._floors_w,
             limit_ends_ms=self._power.limit_ends_ms,
             next_free_ms=self._next_free_ms,
         )
+
+    def _floors_w(self) -> int:
+        return self._live.sums().floor_w
 
     def _next_free_ms(self) -> int | None:
         ends = (self.expected_end_ms(session) for session in self._live)
