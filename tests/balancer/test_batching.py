@@ -83,10 +83,13 @@ def begun(
 
 
 async def outcomes(
-    request: charging_pb2.ChargeBatchRequest, charges: Charges, left_s: float = 60.0
+    request: charging_pb2.ChargeBatchRequest,
+    charges: Charges,
+    left_s: float = 60.0,
+    admission: Admission | None = None,
 ) -> list[str | MeshError | None]:
     """By index: the session, or the error."""
-    responses = begun(request, charges, left_s).responses()
+    responses = begun(request, charges, left_s, admission).responses()
     found = [one async for response in responses for one in response.outcomes]
     return [
         one.response.session.session_id if one.HasField("response") else from_status(one.status)
@@ -111,10 +114,13 @@ async def test_an_item_has_no_more_time_than_its_batch() -> None:
 
 
 async def test_a_defect_in_one_item_is_that_items_outcome() -> None:
+    admission = open_to()
     found = await outcomes(
         batch(a=None, b=None, c=None),
         Charges(a=ZeroDivisionError(), b=NotFound(ErrorReason.SESSION_NOT_FOUND, "no session")),
+        admission=admission,
     )
+    assert admission.in_flight == 0
     assert [one.reason if isinstance(one, MeshError) else one for one in found] == [
         ErrorReason.INTERNAL,
         ErrorReason.SESSION_NOT_FOUND,
@@ -123,13 +129,15 @@ async def test_a_defect_in_one_item_is_that_items_outcome() -> None:
 
 
 async def test_a_late_item_holds_back_nobody_and_is_given_up_with_the_batch() -> None:
-    charges = Charges(a=LATE)
-    stream = begun(batch(a=None, b=None), charges).responses()
+    charges, admission = Charges(a=LATE), open_to()
+    stream = begun(batch(a=None, b=None), charges, admission=admission).responses()
     first = await anext(stream)
     assert [one.index for one in first.outcomes] == [1]
     await stream.aclose()
     assert charges.flown["a"].abandoned
     assert not charges.flown["b"].abandoned
+    charges.flown["a"].land()
+    assert admission.in_flight == 0
 
 
 async def test_items_beyond_what_can_be_served_are_refused_and_the_others_charged() -> None:

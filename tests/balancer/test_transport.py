@@ -21,6 +21,7 @@ from balancer.peers import Peer, Peers
 from balancer.router import Router
 from balancer.subscriptions import Backoff, Subscription, Subscriptions
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, reports_pb2_grpc
+from mesh import coalescing
 from mesh.charge import Key
 from mesh.clock import SystemClock, seconds
 from mesh.errors import MeshError
@@ -294,6 +295,7 @@ async def test_a_request_that_was_lost_is_fenced_before_another_is_asked(
     assert a.reports.resolved == 1
     assert a.charging.attempts[0].attempt_id == b.charging.attempts[0].attempt_id
     await until(lambda: balancer.reserved() == 0)
+    assert [peer.admission.in_flight for peer in balancer.peers] == [0, 0]
 
 
 async def test_nobody_else_is_asked_while_it_is_in_doubt_and_the_doubt_outlives_the_call(
@@ -342,6 +344,49 @@ async def test_a_client_that_goes_away_leaves_a_session_that_its_repeat_finds(
     a.charging.delay.set()
     assert (await balancer.charge()).repeated
     await until(lambda: balancer.reserved() == 0)
+
+
+@pytest.fixture
+async def held_back(
+    balancer: Balancer, a: Substation, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[asyncio.Task[Any]]:
+    """A charge for `a` that has not left, as one before it is not answered."""
+    monkeypatch.setattr(coalescing, "_SHORTEST_HOLD_S", 60.0)
+    monkeypatch.setattr(coalescing, "_LONGEST_HOLD_S", 60.0)
+    a.charging.delay.clear()
+    first = asyncio.create_task(balancer.charge(0))
+    await until(lambda: len(a.charging.attempts) == 1)
+    held = asyncio.create_task(balancer.charge(1))
+    await until(lambda: balancer.reserved() == 22_000)
+    yield held
+    await first
+
+
+async def test_a_charge_whose_client_goes_away_before_it_leaves_is_not_sent(
+    balancer: Balancer, a: Substation, b: Substation, held_back: asyncio.Task[Any]
+) -> None:
+    held_back.cancel()
+    await asyncio.gather(held_back, return_exceptions=True)
+    a.charging.delay.set()
+    await until(lambda: balancer.reserved() == 0)
+    assert [len(one.charging.attempts) for one in (a, b)] == [1, 0]
+
+
+async def test_a_charge_is_not_sent_to_another_life_of_the_substation_than_it_was_meant_for(
+    balancer: Balancer, a: Substation, b: Substation, held_back: asyncio.Task[Any]
+) -> None:
+    now = balancer.clock.now_ms()
+    balancer.desk.reported(a.address, load("a", epoch=2, generated_at_ms=now), now)
+    a.charging.delay.set()
+    assert (await held_back).placement.substation_id == "b"
+    assert [len(one.charging.attempts) for one in (a, b)] == [1, 1]
+
+
+async def test_each_reply_has_its_own_load_however_alike_they_are(a: Substation) -> None:
+    peers = Peers([a.address], Random(1))
+    reports = [wire.report_of(load("a", sequence=number, demand_w=1_000 * number)) for number in (1, 2, 2)]
+    assert [peers[a.address].load_of(report).demand_w for report in reports] == [1_000, 2_000, 2_000]
+    await peers.close()
 
 
 async def test_what_became_of_a_call_that_nobody_waits_for_is_no_news(balancer: Balancer, a: Substation) -> None:

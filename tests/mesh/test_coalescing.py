@@ -69,9 +69,9 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
         waiting = [asyncio.ensure_future(self._outcome(*each)) for each in enumerate(names)]
         for coming in asyncio.as_completed(waiting):
             outcome = await coming
-            yield charging_pb2.ChargeBatchResponse(
-                outcomes=[outcome], loads=[load_pb2.LoadReport(substation_id="a", sequence=7)]
-            )
+            # Of more than one, as a balancer says them.
+            loads = [load_pb2.LoadReport(substation_id=name, sequence=7) for name in ("b", "a", "c")]
+            yield charging_pb2.ChargeBatchResponse(outcomes=[outcome], loads=loads)
             if self.breaks is not None:
                 await context.abort(self.breaks, "broken")
 
@@ -112,9 +112,15 @@ class Client:
         self.heard[name] = came
 
     def session(self, name: str) -> str:
+        return self._charged(name).response.session.session_id
+
+    def load(self, name: str) -> load_pb2.LoadReport:
+        return self._charged(name).load
+
+    def _charged(self, name: str) -> Charged:
         came = self.heard[name]
         assert isinstance(came, Charged), came
-        return came.response.session.session_id
+        return came
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -157,6 +163,7 @@ async def test_those_of_one_moment_leave_together_and_share_a_load(to: Destinati
     await until(lambda: len(client.heard) == 3)
     assert to.arrived == [["a", "b", "c"]]
     assert [client.session(name) for name in "abc"] == ["a", "b", "c"]
+    assert [client.load(name).substation_id for name in "abc"] == ["a"] * 3, "each session is at a"
 
 
 async def test_while_one_is_unanswered_others_gather_and_leave_with_the_answer(to: Destination, client: Client) -> None:
