@@ -91,11 +91,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """`substation_over_limit_seconds_total`."""
+    """`substation_over_limit_seconds_total`, and the calls of ChargeBatch that it has answered in this life."""
 
     heard: float
     substation: str
     over_limit_s: float
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)

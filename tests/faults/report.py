@@ -14,7 +14,7 @@ def summary(log: Log, found: list[Violation]) -> str:
     told = {call.key for call in log.calls if call.session_id}
     lines = [
         f"seed {log.seed}: {len(log.faults)} faults, {log.requests} requests ({len(log.calls)} charges, "
-        f"{len(told)} keys acknowledged), {len(log.kept)} sessions in the ledgers",
+        f"{len(told)} keys acknowledged), {len(log.kept)} sessions in the ledgers, {_batches(log)} batches",
         "faults: " + ", ".join(f"{kind} {number}" for kind, number in sorted(_kinds(log).items())),
         "answers: " + ", ".join(f"{reason} {number}" for reason, number in _reasons(log).most_common()),
         _recoveries(log),
@@ -24,6 +24,16 @@ def summary(log: Log, found: list[Violation]) -> str:
         lines.append(f"{kind}: {number}")
         lines += [f"    {v.what}" for v in [v for v in found if v.kind == kind][:_SHOWN]]
     return "\n".join(lines)
+
+
+def _batches(log: Log) -> int:
+    """Calls of ChargeBatch at the substations, as far as they were seen before a life ended."""
+    number, before = 0, Counter[str]()
+    for meter in log.meters:
+        # Fewer than before: it lives anew.
+        number += meter.batches - (before[meter.substation] if meter.batches >= before[meter.substation] else 0)
+        before[meter.substation] = meter.batches
+    return number
 
 
 def _kinds(log: Log) -> Counter[str]:

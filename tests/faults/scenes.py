@@ -25,6 +25,8 @@ REQUEST_BYTES = 300
 # A late request is refused by its not_after if it is later than that.
 PATIENT_S = 8.0
 BURST = 8
+# So many at once share calls at every hop.
+MANY = 40
 JUMP_MS = 5 * 60_000
 _STALL_S = 0.15
 # When the round is over and has been looked at.
@@ -51,7 +53,7 @@ class Scenes(Plugs):
 
     async def _reply_lost(self, scene: Scene) -> None:
         """Admitted, and the balancer does not hear of it: nobody else may be asked."""
-        link, cars = self._link(scene), self._cars(BURST, *self._two(scene), balancer=scene.balancer)
+        link, cars = self._link(scene), self._cars(MANY, *self._two(scene), balancer=scene.balancer)
         async with self._fault("reply lost", self._name(scene)):
             link.replies.shut()
             self._ask(cars, 4.0)
@@ -126,7 +128,7 @@ class Scenes(Plugs):
 
     async def _killed_in_doubt(self, scene: Scene) -> None:
         """The balancer dies in doubt, and its clients ask the other one, which knows."""
-        link, cars = self._link(scene), self._cars(BURST, *self._two(scene))
+        link, cars = self._link(scene), self._cars(MANY, *self._two(scene))
         async with self._fault("reply lost", self._name(scene)):
             link.replies.shut()
             self._ask(cars, 4.0)
@@ -146,7 +148,7 @@ class Scenes(Plugs):
 
     async def _killed_after_reply(self, scene: Scene) -> None:
         """kill -9 as soon as some have their reply, others are being written."""
-        cars = self._cars(3 * BURST, scene.substation, energy_kwh=self._rng.choice((0.1, 500.0)))
+        cars = self._cars(MANY, scene.substation, energy_kwh=self._rng.choice((0.1, 500.0)))
         self._ask(cars, 3.0)
         await self._clients.told(scene.substation, 3)
         await self._kill(scene.substation, scene.for_s)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, reports_pb2, reports_pb2_grpc
 from substation import records as kept
@@ -21,6 +22,8 @@ METER_EVERY_S = 1.0
 _TIMEOUT_S = 1.0
 # A report comes every second at least.
 REPORTED_S = 3.0
+# Calls of ChargeBatch: one label's part of a metric.
+BATCHES = "batches"
 
 
 class Witness:
@@ -87,10 +90,10 @@ class Witness:
         """Its own account of the time over its limit."""
         values = await self._metrics(place)
         if (over_s := values.get("substation_over_limit_seconds_total")) is not None:
-            self._log.meters.append(Meter(self._clock(), place, over_s))
+            self._log.meters.append(Meter(self._clock(), place, over_s, int(values.get(BATCHES, 0))))
 
     async def _metrics(self, name: str) -> dict[str, float]:
-        """Sums over labels; empty when there is no answer."""
+        """Sums over labels, and BATCHES; empty when there is no answer."""
         async with httpx.AsyncClient(trust_env=False, timeout=_TIMEOUT_S) as http:
             try:
                 page = await http.get(self._mesh.parts[name].metrics_url)
@@ -102,7 +105,9 @@ class Witness:
         sums: dict[str, float] = {}
         for family in text_string_to_metric_families(page.text):
             for sample in family.samples:
-                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+                names = [sample.name, BATCHES] if _is_batches(sample) else [sample.name]
+                for each in names:
+                    sums[each] = sums.get(each, 0.0) + sample.value
         return sums
 
     # --- at the end ----------------------------------------------------------------------------------
@@ -125,6 +130,10 @@ class Witness:
         """After all substations have stopped."""
         for place in PLACES:
             self._log.kept += read_ledger(self._mesh, place)
+
+
+def _is_batches(sample: Sample) -> bool:
+    return sample.name == "grpc_server_handled_total" and sample.labels["grpc_method"] == "ChargeBatch"
 
 
 def _seen(s: charging_pb2.Session) -> Seen:
