@@ -1,7 +1,6 @@
 """More cars than can be served at once, and watchers that stop reading: what is let in is served, the rest hears so."""
 
 import asyncio
-import json
 import os
 import socket
 from collections import Counter
@@ -21,6 +20,7 @@ from mesh.model import ErrorReason
 from mesh.status import from_rpc_error
 from tests.mesh_processes import Mesh, eventually
 from tests.scenarios.asking import CAR, Server, new_key, post_car
+from tests.scenarios.connection import Connection
 
 # What the gateway lets in at once, and how many clients call without a pause: several times what is served.
 MOST = 16
@@ -60,28 +60,8 @@ class Load:
         return None
 
 
-class Client:
-    """One connection that asks as fast as it is answered; an HTTP library would be the bottleneck."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def post(self, path: str, body: object = None, key: str = "") -> tuple[int, dict[str, str], Any]:
-        """Status, headers in lower case, and the body."""
-        sent = b"" if body is None else json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nhost: mesh\r\ncontent-type: application/json\r\ncontent-length: {len(sent)}\r\n"
-        )
-        head += f"idempotency-key: {key}\r\n" if key else ""
-        self._writer.write(f"{head}\r\n".encode() + sent)
-        lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-        return (
-            int(lines[0].split()[1]),
-            headers,
-            json.loads(await self._reader.readexactly(int(headers["content-length"]))),
-        )
+class Client(Connection):
+    """One that comes again as soon as it is answered."""
 
     async def charge_and_stop(self, load: Load) -> None:
         """A car that leaves at once, so that there is room for the next one. StopSession is never refused."""
@@ -96,14 +76,12 @@ class Client:
 @asynccontextmanager
 async def clients(mesh: Mesh, count: int, load: Load) -> AsyncIterator[None]:
     """So many of them, for as long as the block lasts; after it all have been answered."""
-    host, _, port = mesh.address("gateway").rpartition(":")
     over = asyncio.Event()
 
     async def run() -> None:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        with closing(writer):
+        with closing(await Client.to(mesh.address("gateway"))) as client:
             while not over.is_set():
-                await Client(reader, writer).charge_and_stop(load)
+                await client.charge_and_stop(load)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
