@@ -8,6 +8,7 @@ import structlog
 
 from gateway import app, server
 from gateway.balancers import Balancers
+from gateway.live import Live
 from gateway.metrics import HttpMetrics
 from gateway.routes import MAX_LARGE_BODIES, Api
 from gateway.settings import GatewaySettings
@@ -30,10 +31,11 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
     balancers = Balancers(settings.balancers, settings.timeout_s, together=settings.coalesce)
     # Attempts' and requests' ids are no secrets: a generator that asks the system for each would cost more.
     rng = Random()  # noqa: S311
+    clock = SystemClock()
     most, metrics = settings.max_calls, HttpMetrics(registry)
     api = Api(
         balancers,
-        SystemClock(),
+        clock,
         rng,
         stopping,
         settings.heartbeat_s,
@@ -41,6 +43,7 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
         Bound(most, "event streams"),
         Bound(MAX_LARGE_BODIES, "large bodies"),
         metrics.dropped.inc,
+        Live(balancers, clock),
     )
     table = operations(api, _version())
     port = listener.getsockname()[1]

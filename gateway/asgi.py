@@ -94,3 +94,10 @@ class Response:
         """Sends it; returns when nothing of it is left to do."""
         del request
         await send({"type": WHOLE, "status": self.status, "headers": self.headers, "body": self.body})
+
+
+def empty(status: int, headers: Sequence[Header] = ()) -> Response:
+    """A reply of a status that has no body, and says nothing of one: 204 or 304."""
+    response = Response(b"", b"", status)
+    response.headers = list(headers)
+    return response

@@ -1,19 +1,21 @@
-"""Server-sent events from a gRPC stream: state on every change, comments in silence, and always a last event.
+"""Server-sent events: what a source gives as it comes, comments in silence, and always a last event.
 
-A client that reads slowly is sent the latest state only; one that stops reading is given up (`Reader`).
+A client that stops reading is given up (`Reader`). Each event has an id to resume from; where the stream broke, a last
+event `error` without one says why, and the client comes again with the id that it had. After `end` there is nothing to
+come for: who does is told 204, which ends an EventSource for good.
 """
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 import structlog
 
 from gateway import problems
 from gateway.asgi import Receive, Request, Response, Send
-from gateway.problems import Naming
+from gateway.problems import Naming, ProblemError
 from gateway.reader import Reader, TooSlow
 from gateway.schemas import Problem
 from mesh.latest import Latest
@@ -21,12 +23,25 @@ from mesh.latest import Latest
 log = structlog.get_logger()
 M = TypeVar("M")
 
+# The id of an event after which nothing comes.
+END = "end"
+
 _NO_NAMES = Naming()
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # a proxy that buffers makes events late
 ]
+
+
+class Source(Protocol):
+    """What a stream tells."""
+
+    async def read(self) -> bytes:
+        """The next events, as `event` gives them; empty when the stream is over. ProblemError when it broke."""
+
+    def close(self) -> None:
+        """Nobody listens any more. Called once."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,17 @@ class Event:
     last: bool = False
 
 
-class EventStream(Response, Generic[M]):
-    """Relays `call` until it ends, the client leaves, or the gateway stops; then calls `done`.
+def event(name: str, data: bytes, id_: str | None = None) -> bytes:
+    """One event as it is sent. Without an id the client keeps the one it has."""
+    number = b"" if id_ is None else b"id: %b\n" % id_.encode()
+    return b"event: %b\n%bdata: %b\n\n" % (name.encode(), number, data)
 
-    Each message carries the whole state, so that a client that reconnects has missed nothing that still
-    holds; ids grow on from the `Last-Event-ID` it brings.
+
+class Relayed(Generic[M]):
+    """A source from a gRPC stream whose messages each carry the whole state.
+
+    So a client that reads slowly is sent the latest state only, and one that comes again has missed nothing that still
+    holds; ids grow on from the last it saw.
     """
 
     def __init__(
@@ -50,20 +71,50 @@ class EventStream(Response, Generic[M]):
         call: "grpc.aio.UnaryStreamCall[Any, M]",
         first: M,
         events_of: Callable[[M], list[Event]],
+        last_id: int,
+    ) -> None:
+        self._call = Latest(call)
+        self._first: M | None = first
+        self._events_of = events_of
+        self._id = last_id
+        self._over = False
+
+    async def read(self) -> bytes:
+        if self._over:
+            return b""
+        try:
+            message, self._first = self._first or await self._call.read(), None
+        except grpc.aio.AioRpcError as error:
+            raise ProblemError(problems.of_call(error, _NO_NAMES)) from None
+        if message is grpc.aio.EOF:
+            raise ProblemError(problems.ended())
+        return b"".join([self._encode(each) for each in self._events_of(message)])
+
+    def _encode(self, each: Event) -> bytes:
+        self._over = each.last
+        self._id += 1
+        return event(each.name, each.data, END if each.last else str(self._id))
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+class EventStream(Response):
+    """Sends what `source` gives until it ends, the client leaves, or the gateway stops; then `done`."""
+
+    def __init__(
+        self,
+        source: Source,
         *,
         stopping: asyncio.Event,
         heartbeat_s: float,
-        last_id: int,
         done: Callable[[], None],
         on_drop: Callable[[], None],
     ) -> None:
         self.status, self.reason, self.headers = 200, "", _HEADERS
-        self._call = Latest(call)
-        self._first = first
-        self._events_of = events_of
+        self._source: Source | None = source
         self._stopping = stopping
         self._heartbeat_s = heartbeat_s
-        self._id = last_id
         self._done = done
         self._on_drop = on_drop
 
@@ -71,7 +122,13 @@ class EventStream(Response, Generic[M]):
         try:
             await self._serve(request.receive, Reader(request.scope, send))
         finally:
+            self._close()
             self._done()
+
+    def _close(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
     async def _serve(self, receive: Receive, send: Reader) -> None:
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
@@ -82,58 +139,51 @@ class EventStream(Response, Generic[M]):
             if not gone.done():
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TooSlow:
-            self._call.cancel()
+            self._close()
             self._on_drop()
-            await send.farewell(self._event(_error(problems.too_slow())))
+            await send.farewell(_error(problems.too_slow()))
         finally:
-            self._call.cancel()
             stop.cancel()
             gone.cancel()
 
     async def _relay(self, send: Reader, stop: asyncio.Future[Any], gone: asyncio.Future[None]) -> None:
+        assert self._source is not None
         try:
-            message: Any = self._first
-            while message is not grpc.aio.EOF:
-                for event in self._events_of(message):
-                    await self._send(send, event)
-                    if event.last:
-                        return
-                reading = asyncio.ensure_future(self._call.read())
+            while not gone.done():
+                reading = asyncio.ensure_future(self._source.read())
                 await self._wait(send, reading, stop, gone)
                 if not reading.done():
                     reading.cancel()
-                    if not gone.done():
-                        await self._send(send, _error(problems.stopping()))
+                    break
+                if not (block := reading.result()):
                     return
-                message = reading.result()
-            broken = problems.ended()
-        except grpc.aio.AioRpcError as error:
-            broken = problems.of_call(error, _NO_NAMES)
+                await _send(send, block)
+            broken = problems.stopping()
+        except ProblemError as error:
+            broken = error.problem
         except TooSlow:
             raise
         except Exception:
             log.exception("event stream failed")
             broken = problems.internal()
-        await self._send(send, _error(broken))
+        if not gone.done():
+            await _send(send, _error(broken))
 
     async def _wait(
         self, send: Reader, reading: asyncio.Future[Any], stop: asyncio.Future[Any], gone: asyncio.Future[None]
     ) -> None:
-        """Until there is a message, or no reason to wait for one."""
+        """Until there is something to send, or no reason to wait for it."""
         waiting = {reading, stop, gone}
         while not (await asyncio.wait(waiting, timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED))[0]:
-            await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
-
-    async def _send(self, send: Reader, event: Event) -> None:
-        await send({"type": "http.response.body", "body": self._event(event), "more_body": True})
-
-    def _event(self, event: Event) -> bytes:
-        self._id += 1
-        return b"event: %s\nid: %d\ndata: %s\n\n" % (event.name.encode(), self._id, event.data)
+            await _send(send, b": still here\n\n")
 
 
-def _error(body: Problem) -> Event:
-    return Event("error", problems.encode(body), last=True)
+async def _send(send: Reader, block: bytes) -> None:
+    await send({"type": "http.response.body", "body": block, "more_body": True})
+
+
+def _error(body: Problem) -> bytes:
+    return event("error", problems.encode(body))
 
 
 async def _disconnected(receive: Receive) -> None:

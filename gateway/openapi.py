@@ -101,7 +101,7 @@ def _reply(reply: Reply, schema_of: dict[str, Any]) -> dict[str, Any]:
     schema = {"type": "string"} if reply.body is None else schema_of[_key(reply.body)]
     return {
         "description": reply.description,
-        "content": {reply.media_type: {"schema": schema}},
+        **({"content": {reply.media_type: {"schema": schema}}} if reply.media_type else {}),
         **({"headers": {each.name: _header(each) for each in reply.headers}} if reply.headers else {}),
     }
 

@@ -32,7 +32,7 @@ class Reply:
 
     status: int
     description: str
-    # A type of `gateway.schemas`; None for text, which `media_type` then names.
+    # A type of `gateway.schemas`; None for text, which `media_type` then names, or where that is empty for no body.
     body: Any = None
     media_type: str = "application/json"
     headers: tuple[Parameter, ...] = ()

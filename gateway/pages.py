@@ -90,9 +90,10 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
 
 
 def _reply(reply: dict[str, Any]) -> str:
-    kinds = [f"{_kind(content['schema'])} as {media}" for media, content in reply["content"].items()]
+    kinds = [f"{_kind(content['schema'])} as {media}" for media, content in reply.get("content", {}).items()]
     headers = f" Headers: {', '.join(reply['headers'])}." if "headers" in reply else ""
-    return f"{reply['description']} ({', '.join(kinds)}){headers}"
+    said = f" ({', '.join(kinds)})" if kinds else ""
+    return f"{reply['description']}{said}{headers}"
 
 
 def _schema(name: str, schema: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What each operation of the API does. `gateway.table` names and documents them."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from gateway import bodies, problems, queries, schemas, translate
-from gateway.asgi import JSON, Header, Request, Response
+from gateway.asgi import JSON, Header, Request, Response, empty
 from gateway.balancers import Balancers
 from gateway.batch import Batch
-from gateway.events import Event, EventStream
+from gateway.events import END, Event, EventStream, Relayed, Source
+from gateway.live import Live
 from gateway.problems import Naming, ProblemError
 from gateway.queries import Query
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
@@ -37,6 +38,7 @@ _LIMIT = bodies.Reader(schemas.LimitBody)
 
 KEY = "Idempotency-Key"
 _KEY = KEY.lower().encode()
+_LAST_EVENT_ID = b"last-event-id"
 _OF_CHARGE = Naming("#", {"request_id": KEY})
 _OF_LIST = Naming(parameters={"states": "state"})
 _OF_SESSION = Naming("#", {"session_id": "session_id"})
@@ -63,6 +65,8 @@ class Api:
     large_bodies: Bound
     # Called for each event stream whose reader is given up.
     on_drop: Callable[[], None]
+    # Is told what is placed and refused, and tells whoever watches.
+    live: Live
 
     # --- charges -----------------------------------------------------------------------------------
 
@@ -70,11 +74,13 @@ class Api:
         """Admits one car."""
         queries.none(request)
         key = self._key(request)
+        vehicle_id: str | None = None
         try:
             body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
             with self._admitted():
                 bodies.require_json(request, body)
                 car = _CHARGE.decode(body)
+                vehicle_id = car.vehicle_id
                 await self._still_there(request)
                 answer = await self.balancers.charge(
                     lambda: translate.charge_request(car, key, self._new_id(), self._not_after_ms()), _OF_CHARGE
@@ -82,15 +88,21 @@ class Api:
         except MeshError as error:
             problem = problems.of_mesh(error, _OF_CHARGE)
             problems.log_charge(key, problem)
+            self.live.refused(key, vehicle_id, problem)
             raise ProblemError(problem, _echo(key)) from None
         except ProblemError as error:
             if not error.told:
                 problems.log_charge(key, error.problem)
+            self.live.refused(key, vehicle_id, error.problem)
             raise ProblemError(error.problem, {**error.headers, **_echo(key)}) from None
         charged = answer.response
         location = f"/v1/charges/{charged.session.session_id}".encode("latin-1")
         headers = [(b"location", location), (_KEY, key.encode("latin-1"))]
-        return _json(translate.charge_reply(charged, answer.load), 200 if charged.repeated else 201, headers)
+        reply = translate.charge_reply(charged, answer.load)
+        if charged.repeated:
+            return _json(reply, 200, headers)
+        self.live.placed(reply)
+        return _json(reply, 201, headers)
 
     async def charge_batch(self, request: Request) -> Response:
         """Admits many cars; each has its own outcome."""
@@ -104,7 +116,15 @@ class Api:
                 batch.add(item, self._new_id, not_after_ms)
             await self._still_there(request)
             await batch.run(self.balancers)
+        for outcome in batch.outcomes:
+            self._tell(outcome)
         return _json(batch.outcomes)
+
+    def _tell(self, outcome: schemas.BatchOutcome) -> None:
+        if outcome.problem:
+            self.live.refused(outcome.request_id or "", None, outcome.problem)
+        elif outcome.charge and outcome.status == 201:
+            self.live.placed(outcome.charge)
 
     async def list_charges(self, request: Request) -> Response:
         """One page of sessions."""
@@ -148,8 +168,15 @@ class Api:
     async def watch_charge(self, request: Request) -> Response:
         """A session as events."""
         queries.none(request)
+        if request.header(_LAST_EVENT_ID) == END:
+            return empty(204)
         asked = charging_pb2.WatchSessionRequest(session_id=request.params["session_id"])
-        return await self._stream(request, lambda to: to.charging.WatchSession, asked, _session_events)
+
+        async def begin() -> Source:
+            call, first = await self.balancers.open(lambda to: to.charging.WatchSession, asked)
+            return Relayed(call, first, _session_events, _last_id(request))
+
+        return await self._stream(begin())
 
     # --- substations -------------------------------------------------------------------------------
 
@@ -164,8 +191,12 @@ class Api:
     async def watch_substations(self, request: Request) -> Response:
         """The load view as events."""
         queries.none(request)
-        asked = operations_pb2.WatchSubstationsRequest()
-        return await self._stream(request, lambda to: to.operations.WatchSubstations, asked, _substation_events)
+        return await self._stream(self.live.watch_substations(_last_id(request)))
+
+    async def watch_grid(self, request: Request) -> Response:
+        """The load view, and what this gateway placed and refused, as events."""
+        queries.none(request)
+        return await self._stream(self.live.watch(request.header(_LAST_EVENT_ID)))
 
     async def set_limit(self, request: Request) -> Response:
         """Sets one source's limit."""
@@ -245,18 +276,14 @@ class Api:
             if request.gone:
                 raise expired()
 
-    async def _stream(self, request: Request, method: Any, asked: Any, events_of: Any) -> Response:  # noqa: ANN401
-        last = request.header(b"last-event-id")
+    async def _stream(self, beginning: Coroutine[Any, Any, Source]) -> Response:
         with ExitStack() as held:
+            held.callback(beginning.close)  # nothing, once it was awaited
             held.enter_context(self.streams)
-            call, first = await self.balancers.open(method, asked)
             return EventStream(
-                call,
-                first,
-                events_of,
+                await beginning,
                 stopping=self.stopping,
                 heartbeat_s=self.heartbeat_s,
-                last_id=int(last) if last.isascii() and last.isdigit() and len(last) < 16 else 0,
                 done=held.pop_all().close,
                 on_drop=self.on_drop,
             )
@@ -306,8 +333,10 @@ def _session_events(message: charging_pb2.WatchSessionResponse) -> list[Event]:
     return events
 
 
-def _substation_events(message: operations_pb2.WatchSubstationsResponse) -> list[Event]:
-    return [Event("substations", _encode(translate.substation_list(message)))]
+def _last_id(request: Request) -> int:
+    """The number to go on from, where events carry a whole state: any will do."""
+    last = request.header(_LAST_EVENT_ID)
+    return int(last) if last.isascii() and last.isdigit() and len(last) < 16 else 0
 
 
 def _source(request: Request) -> schemas.LimitSource:

@@ -415,6 +415,33 @@ class StreamEnd(Struct):
     stop_reason: StopReason | UnsetType = UNSET
 
 
+class Placed(Struct):
+    """An event: this gateway placed a car."""
+
+    at: Time
+    request_id: str
+    session_id: SessionId
+    vehicle_id: str
+    max_power_kw: Kilowatts
+    placement: Placement
+    energy_kwh: Annotated[float, Meta(description="Energy asked for, in kWh. Absent: until full.")] | UnsetType = UNSET
+
+
+class Refused(Struct):
+    """An event: a car was not served, and why. As `in_doubt` it may have been: its client repeats it."""
+
+    at: Time
+    request_id: str
+    problem: "Problem"
+    vehicle_id: Annotated[str, Meta(description="Absent where the request was not read.")] | UnsetType = UNSET
+
+
+class Gap(Struct):
+    """An event: others came before this one that are not known any more."""
+
+    missed: Annotated[int, Meta(description="How many. Absent: nobody knows.")] | UnsetType = UNSET
+
+
 class Health(Struct):
     """The process runs."""
 

@@ -28,7 +28,16 @@ _SOURCE = Parameter(
     example="cso",
 )
 _LAST_EVENT_ID = Parameter(
-    "Last-Event-ID", "header", "The id of the last event seen; ids go on from there.", {"type": "string"}
+    "Last-Event-ID",
+    "header",
+    "The id of the last event seen. Each event is a whole state, the first of them that of now; ids go on from there.",
+    {"type": "string"},
+)
+_LAST_EVENT_SEEN = Parameter(
+    "Last-Event-ID",
+    "header",
+    "The id of the last event seen: those after it follow, or `gap` where some of them are forgotten.",
+    {"type": "string"},
 )
 _KEY_GIVEN = Parameter(
     KEY,
@@ -226,6 +235,7 @@ def _charges(api: Api) -> list[Operation]:
                     None,
                     EVENT_STREAM,
                 ),
+                Reply(204, "`Last-Event-ID` is that of `end`: there is nothing to come back for.", media_type=""),
             ),
             parameters=(_SESSION_ID, _LAST_EVENT_ID),
             problems=(*_BAD, *_NO_SESSION, *_UPSTREAM),
@@ -338,5 +348,28 @@ def _itself(api: Api) -> list[Operation]:
             api.readyz,
             (Reply(200, "They can.", schemas.Readiness),),
             problems=((503, "They cannot; `detail` says why."), (504, "The balancer did not answer in time.")),
+        ),
+        Operation(
+            "watch_grid",
+            "GET",
+            "/v1/events",
+            "gateway",
+            "The grid as server-sent events.",
+            api.watch_grid,
+            (
+                Reply(
+                    200,
+                    "`substations` with a SubstationList now, on every change and each second, and without an id, as "
+                    "it is a state; `placed` (at, request_id, session_id, vehicle_id, max_power_kw, energy_kwh, "
+                    "placement), `refused` and `in_doubt` (at, request_id, vehicle_id, problem) for what this gateway "
+                    "itself did; `gap` (missed) where some of these are forgotten; last `error` with a Problem.",
+                    None,
+                    EVENT_STREAM,
+                ),
+            ),
+            "It begins with the last 50 of what happened, or with all after `Last-Event-ID`, of which 1,000 are kept. "
+            "What other gateways placed shows only in `substations`.",
+            parameters=(_LAST_EVENT_SEEN,),
+            problems=(*_BAD, *_UPSTREAM),
         ),
     ]

@@ -125,6 +125,11 @@ def _time(message: charging_pb2.Session | load_pb2.LoadReport | operations_pb2.L
     return f"{_second(at.seconds)}.{at.nanos // 1_000_000:03}Z"
 
 
+def time(ms: int) -> str:
+    """Milliseconds since 1970 as RFC 3339."""
+    return f"{_second(ms // 1000)}.{ms % 1000:03}Z"
+
+
 @lru_cache(4096)  # what happens at one time is told many times
 def _second(seconds: int) -> str:
     return (_NAIVE_EPOCH + timedelta(seconds=seconds)).isoformat()

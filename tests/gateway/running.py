@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway import app, server
 from gateway.balancers import Balancers
+from gateway.live import Live
 from gateway.metrics import HttpMetrics
 from gateway.routes import Api
 from gateway.table import operations
@@ -67,6 +68,8 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
     """Records every request. It validates charges as a real one does; `answer` takes over a method by its name."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
+    # What a stream goes on with.
+    streams: dict[str, Callable[[Message, Context], AsyncIterator[Message]]] = field(default_factory=dict)
     calls: list[Any] = field(default_factory=list)
     timeouts: list[float] = field(default_factory=list)
     substations: list[operations_pb2.Substation] = field(default_factory=lambda: [a_substation()])
@@ -128,6 +131,9 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
             for update in self.updates:
                 yield charging_pb2.WatchSessionResponse(session=update)
             await self._take("WatchSession", request, context)
+            if "WatchSession" in self.streams:
+                async for message in self.streams["WatchSession"](request, context):
+                    yield message
         finally:
             self.left.set()
 
@@ -158,6 +164,9 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
     async def WatchSubstations(self, request: Message, context: Context) -> AsyncIterator[Message]:
         yield operations_pb2.WatchSubstationsResponse(substations=self.substations)
         await self._take("WatchSubstations", request, context)
+        if "WatchSubstations" in self.streams:
+            async for message in self.streams["WatchSubstations"](request, context):
+                yield message
 
 
 def fails(error: Exception) -> Answer:
@@ -248,9 +257,9 @@ async def gateway_before(
     balancers = Balancers([f"127.0.0.1:{each}" for each in (port, *others)], timeout_s)
     admission, streams = Admission(most, Random(7)), Bound(most, "event streams")
     large, metrics = Bound(1, "large bodies"), HttpMetrics(registry)
-    api = Api(
-        balancers, SystemClock(), Random(7), stopping, heartbeat_s, admission, streams, large, metrics.dropped.inc
-    )
+    clock, dropped = SystemClock(), metrics.dropped.inc
+    live = Live(balancers, clock)
+    api = Api(balancers, clock, Random(7), stopping, heartbeat_s, admission, streams, large, dropped, live)
     application = app.build(operations(api, "0.1.0"), metrics)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))

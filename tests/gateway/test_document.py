@@ -69,7 +69,7 @@ async def test_every_operation_of_the_document_is_served(gateway: Gateway) -> No
     assert document["openapi"].startswith("3.1")
     found = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert ("/v1/charges:batch", "post") in found
-    assert len(found) == 17
+    assert len(found) == 18
     for path, method in found:
         if path.endswith("/events"):
             continue

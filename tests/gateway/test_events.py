@@ -32,8 +32,8 @@ PATH = f"/v1/charges/{SESSION_ID}/events"
 ENDED = charging_pb2.SESSION_STATE_ENDED
 
 
-async def events(gateway: Gateway, path: str = PATH, **headers: str) -> AsyncIterator[tuple[str, int, Any]]:
-    """Name, id and data of each event; ("", 0, comment) for a comment."""
+async def events(gateway: Gateway, path: str = PATH, **headers: str) -> AsyncIterator[tuple[str, str, Any]]:
+    """Name, id and data of each event; all empty for a comment."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with asyncio.timeout(10), gateway.http.stream("GET", path, headers=named) as reply:
         assert reply.status_code == 200
@@ -45,15 +45,30 @@ async def events(gateway: Gateway, path: str = PATH, **headers: str) -> AsyncIte
                 name, _, value = line.partition(": ")
                 fields[name] = value
             elif fields:
-                yield fields.get("event", ""), int(fields.get("id", 0)), json.loads(fields.get("data", "null"))
+                yield fields.get("event", ""), fields.get("id", ""), json.loads(fields.get("data", "null"))
                 fields = {}
 
 
 async def test_a_session_is_streamed_until_it_ends(gateway: Gateway) -> None:
     end = a_session(state=ENDED, stop_reason=charging_pb2.STOP_REASON_REMOTE)
-    gateway.fake.updates = [a_session(), a_session(delivered_kwh=1.5), end]
-    found = [event async for event in events(gateway)]
-    assert [(name, number) for name, number, _ in found] == [("session", 1), ("session", 2), ("session", 3), ("end", 4)]
+    heard: asyncio.Queue[None] = asyncio.Queue()
+
+    async def rest(request: Message, context: Context) -> AsyncIterator[Message]:
+        for update in (a_session(delivered_kwh=1.5), end):
+            await heard.get()  # of two that come together only the later one is told
+            yield charging_pb2.WatchSessionResponse(session=update)
+
+    gateway.fake.streams["WatchSession"] = rest
+    found = []
+    async for event in events(gateway):
+        found.append(event)
+        heard.put_nowait(None)
+    assert [(name, at) for name, at, _ in found] == [
+        ("session", "1"),
+        ("session", "2"),
+        ("session", "3"),
+        ("end", "end"),
+    ]
     assert [data["delivered_kwh"] for _, _, data in found[:3]] == [0.0, 1.5, 0.0]
     assert found[2][2]["state"] == "ENDED"
     assert found[3][2] == {"session_id": SESSION_ID, "stop_reason": "REMOTE"}
@@ -62,8 +77,14 @@ async def test_a_session_is_streamed_until_it_ends(gateway: Gateway) -> None:
 
 async def test_ids_go_on_from_the_last_one_seen(gateway: Gateway) -> None:
     gateway.fake.updates = [a_session(state=ENDED)]
-    assert [number async for _, number, _ in events(gateway, Last_Event_ID="41")] == [42, 43]
-    assert [number async for _, number, _ in events(gateway, Last_Event_ID="x")] == [1, 2]
+    assert [at async for _, at, _ in events(gateway, Last_Event_ID="41")] == ["42", "end"]
+    assert [at async for _, at, _ in events(gateway, Last_Event_ID="x")] == ["1", "end"]
+
+
+async def test_who_comes_again_after_the_end_is_told_not_to(gateway: Gateway) -> None:
+    reply = await gateway.http.get(PATH, headers={"Last-Event-ID": "end"})
+    assert (reply.status_code, reply.content, reply.headers.get("content-length")) == (204, b"", None)
+    assert not gateway.fake.calls
 
 
 @pytest.mark.parametrize(
@@ -109,6 +130,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(
         gateway.fake.answers["WatchSession"] = answer
     found = [event async for event in events(gateway)]
     assert [name for name, _, _ in found] == ["session", "error"]
+    assert found[1][1] == "", "an id would be taken for one to go on from"
     assert found[1][2]["reason"] == reason
     assert found[1][2]["type"] == f"urn:gridmesh:problem:{reason}"
 
