@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(wildcard protos/gridmesh/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak rush-hour bench bench-envoy check lint types contract protos dashboards drift unit requirements clean
+.PHONY: help run test soak screenshots rush-hour bench bench-envoy check lint types contract protos dashboards drift unit requirements clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ drift: $(VENV)/.dev ## generated/ is what protos/ says, the dashboards are what 
 
 unit: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+screenshots: $(VENV)/.dev ## docs/page-*.png of the live page, from a mesh at work (needs chromium; 3 minutes)
+	@$(BIN)/python -m tests.page
 
 soak: $(VENV)/.dev ## faults on a real mesh for MINUTES=10, drawn from SEED=n, and whether a promise was broken
 	@$(BIN)/python -m tests.faults --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))

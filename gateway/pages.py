@@ -1,4 +1,4 @@
-"""The two pages for people: what this is, and the operations, without an asset from anywhere else."""
+"""The page of the operations, for people, without an asset from anywhere else. The live one is `gateway.assets`."""
 
 import html
 import json
@@ -22,32 +22,6 @@ def _page(title: str, body: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
-
-
-def index() -> str:
-    """The page at /."""
-    return _page(
-        "Gridmesh",
-        """<main>
-<h1>Gridmesh</h1>
-<p>Sends each electric vehicle to the substation with the most room, and never lets a substation draw more than its
-limit.</p>
-<h2>Try it</h2>
-<pre>curl -sS -X POST localhost:8080/v1/charges -H 'content-type: application/json' \\
-  -d '{"vehicle_id": "EV-001", "energy_kwh": 20, "max_power_kw": 11}'</pre>
-<p>The reply holds the session, why it was placed where it is, and the substation's load. Watch it charge with
-the <code>session_id</code> from there:</p>
-<pre>curl -N localhost:8080/v1/charges/SESSION_ID/events</pre>
-<h2>Look around</h2>
-<ul>
-<li><a href="/v1/substations">/v1/substations</a>: every substation, its load and how old that knowledge is</li>
-<li><a href="/v1/charges">/v1/charges</a>: the live sessions</li>
-<li><a href="/docs">/docs</a>: every operation, its fields and errors;
-<a href="/openapi.json">/openapi.json</a>: the same for machines (OpenAPI 3.1)</li>
-<li><a href="/readyz">/readyz</a>: whether charges can be placed, and if not, why</li>
-</ul>
-</main>""",
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from gateway import openapi, pages, schemas
+from gateway import assets, openapi, pages, schemas
 from gateway.asgi import HTML, JSON, Request, Response
 from gateway.operation import EVENT_STREAM, Operation, Parameter, Reply
 from gateway.routes import KEY, Api
@@ -80,10 +80,6 @@ def operations(api: Api, version: str) -> list[Operation]:
         del request
         return Response(docs[0], HTML)
 
-    async def show_index(request: Request) -> Response:
-        del request
-        return Response(pages.index().encode(), HTML)
-
     html = HTML.decode()
     table += [
         Operation(
@@ -109,15 +105,15 @@ def operations(api: Api, version: str) -> list[Operation]:
             "GET",
             "/",
             "gateway",
-            "What this is.",
-            show_index,
+            "The live page: the grid, and what an operator does with it.",
+            assets.index().show,
             (Reply(200, "A page.", None, html),),
         ),
     ]
     described = openapi.document(table, version)
     document.append(msgspec.json.encode(described))
     docs.append(pages.docs(described).encode())
-    return table
+    return [*table, *assets.parts()]
 
 
 def _charges(api: Api) -> list[Operation]:

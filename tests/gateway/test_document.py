@@ -12,6 +12,7 @@ from gateway import schemas, translate
 from gateway.problems import _TITLES
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
 from tests.gateway.running import CAR, Gateway
+from tests.gateway.test_bad_requests import a_problem
 
 
 def names(enum: EnumTypeWrapper) -> set[str]:
@@ -107,7 +108,39 @@ async def test_the_pages_load_nothing_from_elsewhere(gateway: Gateway, path: str
     reply = await gateway.http.get(path)
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     assert not re.search(r'(src|href)="?(https?:)?//', reply.text)
-    assert "<script" not in reply.text
+    assert not re.search(r"<script>|javascript:|\son\w+=", reply.text), "a script that is no file"
+
+
+async def test_the_live_page_runs_only_its_own_files(gateway: Gateway) -> None:
+    page = await gateway.http.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    found = re.findall(r'(?:src|href)="(/page/[^"]+)"', page.text)
+    assert {path.rpartition(".")[2] for path in found} == {"js", "css", "svg"}
+    for path in found:
+        reply = await gateway.http.get(path)
+        assert reply.status_code == 200
+        kind = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}[path.rpartition(".")[2]]
+        assert reply.headers["content-type"].startswith(kind)
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        again = await gateway.http.get(path, headers={"if-none-match": reply.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == reply.headers["etag"]
+    a_problem(await gateway.http.get("/page/index.html"), 404, "PATH_NOT_FOUND")
+
+
+async def test_every_module_that_the_page_imports_is_served(gateway: Gateway) -> None:
+    seen, coming = set(), ["/page/page.js"]
+    while coming:
+        path = coming.pop()
+        seen.add(path)
+        reply = await gateway.http.get(path)
+        assert reply.status_code == 200, path
+        coming += [
+            f"/page/{name}" for name in re.findall(r'from "\./([^"]+)"', reply.text) if f"/page/{name}" not in seen
+        ]
+    assert len(seen) > 4
 
 
 async def test_docs_lists_every_operation_and_type(gateway: Gateway) -> None:

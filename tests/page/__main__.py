@@ -1,0 +1,56 @@
+"""`python -m tests.page`: the pictures of the live page that the README shows, from a mesh at work."""
+
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from tests.mesh_processes import ROOT, Mesh
+from tests.page.browser import PHONE, WIDE, Scheme, browser, opened
+
+# What the chart shows of the past when the picture is taken.
+SHOWN_S = 75
+CARS, AGAIN_S = 24, 5
+
+
+def main() -> None:
+    """Writes docs/page-*.png."""
+    with Mesh(Path(tempfile.mkdtemp())) as mesh, browser() as chromium:
+        mesh.start()
+        _take(mesh, chromium, "light", WIDE, SHOWN_S)
+        _take(mesh, chromium, "dark", WIDE, SHOWN_S)
+        _take(mesh, chromium, "phone", PHONE, AGAIN_S)
+
+
+def _take(mesh: Mesh, chromium: Browser, name: str, size: tuple[int, int], seconds: int) -> None:
+    scheme: Scheme = "dark" if name == "dark" else "light"
+    with opened(chromium, mesh.url, size, scheme) as page:
+        mesh.http.delete("/v1/substations/a/limits/so")
+        for at in range(seconds):
+            _go_on(mesh, at)
+            page.wait_for_timeout(1000)
+        _save(page, name)
+
+
+def _go_on(mesh: Mesh, at: int) -> None:
+    """Cars come, a few a second at first; then a limit is cut."""
+    if at < CARS or at % AGAIN_S == 0:
+        car = {
+            "vehicle_id": f"EV-{1000 + 37 * at}",
+            "energy_kwh": 8 + 7 * at % 30,
+            "max_power_kw": (11, 22, 7.4)[at % 3],
+        }
+        mesh.http.post("/v1/charges", json=car)
+    if at == CARS + 20:
+        mesh.http.put("/v1/substations/a/limits/so", json={"limit_kw": 40})
+
+
+def _save(page: Page, name: str) -> None:
+    path = ROOT / "docs" / f"page-{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    page.screenshot(path=path, animations="disabled")
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
