@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 
-from gateway import live
+from gateway import live, reader
 from gridmesh.v1 import operations_pb2
 from mesh.clock import seconds
 from mesh.errors import InvalidRequest, Refused, Unavailable, Violation
 from mesh.model import ErrorReason
-from tests.gateway.running import CAR, Context, FakeBalancer, Gateway, Message, fails, gateway_before, hangs, served
+from tests.gateway.running import (
+    CAR,
+    Context,
+    FakeBalancer,
+    Gateway,
+    Message,
+    a_substation,
+    fails,
+    gateway_before,
+    hangs,
+    served,
+)
 from tests.gateway.test_bad_requests import a_problem
 from tests.gateway.test_events import events
 
@@ -170,3 +181,26 @@ async def test_states_that_come_close_together_are_one(gateway: Gateway) -> None
         if seen[-1] == "s999":
             break
     assert len(seen) <= 2 + (seconds() - began) / live.GATHER_S
+
+
+async def test_a_watcher_that_stops_reading_is_dropped_and_holds_up_nobody(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(reader, "FAREWELL_S", 0.1)
+    gateway.fake.substations = [a_substation(address="x" * 100_000)]
+
+    async def news(request: Message, context: Context) -> AsyncIterator[Message]:
+        while True:
+            yield operations_pb2.WatchSubstationsResponse(substations=gateway.fake.substations)
+            await asyncio.sleep(0.01)
+
+    del gateway.fake.answers["WatchSubstations"]
+    gateway.fake.streams["WatchSubstations"] = news
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
+    writer.write(f"GET {GRID} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    watching = events(gateway, GRID)
+    while not gateway.registry.get_sample_value("http_event_streams_dropped_total"):
+        assert (await anext(watching))[0] == "substations"
+    assert (await anext(watching))[0] == "substations"
+    writer.close()
