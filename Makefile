@@ -12,7 +12,7 @@ help: ## this list
 
 # --- set-up: the services' packages, and on top of them those of the tests -----------------------
 
-$(VENV)/.run: requirements.txt
+$(VENV)/.run: requirements.txt deploy/source_roots.py
 	@command -v $(PYTHON) >/dev/null || { echo "install Python 3.11 or later (or set PYTHON=...)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, $(PYTHON) is older (set PYTHON=...)"; exit 2; }
 	@echo "setting up $(VENV) (once)"

@@ -45,6 +45,9 @@ class MeshSettings:
     metrics_port: int = setting(
         9101, "metrics of the gateway; the balancer's is the next, the substations' follow after 10", PORT
     )
+    log_format: str = setting(
+        "text", "text for a terminal; json for programs: one object a line", one_of("text", "json")
+    )
     log_level: str = setting("info", "least severe level to log", one_of("debug", "info", "warning", "error"))
 
     @property
@@ -81,17 +84,17 @@ def plan(settings: MeshSettings) -> Plan:
     """The parts and their ports. StartupError when there cannot be such a mesh."""
     if not 0 < len(settings.rated_kw) <= len(LETTERS):
         raise StartupError(f"MESH_RATED_KW must name 1 to {len(LETTERS)} substations")
-    level = {"LOG_LEVEL": settings.log_level}
+    logs = {"LOG_LEVEL": settings.log_level, "LOG_FORMAT": settings.log_format}
     substations = tuple(
         parts.substation(
             Station(name, rated_kw, settings.charge_points, settings.time_scale, settings.folder),
             settings.substation_port + i,
             settings.metrics_port + 10 + i,
-        ).told(**level)
+        ).told(**logs)
         for i, (name, rated_kw) in enumerate(zip(LETTERS, settings.rated_kw, strict=False))
     )
-    balancer = parts.balancer(substations, settings.balancer_port, settings.metrics_port + 1).told(**level)
-    gateway = parts.gateway([balancer], settings.gateway_port, settings.metrics_port).told(**level)
+    balancer = parts.balancer(substations, settings.balancer_port, settings.metrics_port + 1).told(**logs)
+    gateway = parts.gateway([balancer], settings.gateway_port, settings.metrics_port).told(**logs)
     return Plan(substations, balancer, gateway)
 
 
@@ -166,6 +169,11 @@ def welcome(mesh: Plan, settings: MeshSettings) -> Iterator[str]:
     yield "Ctrl-C stops."
 
 
+def addresses(mesh: Plan) -> dict[str, str]:
+    """Where everything is, for programs."""
+    return {"gateway": mesh.url, **{part.name: part.address for part in (mesh.balancer, *mesh.substations)}}
+
+
 async def announce(mesh: Plan, settings: MeshSettings, terminal: Terminal) -> None:
     """Waits until the gateway is ready and says where everything is; says why when that takes long."""
     begun, complained = seconds(), False
@@ -175,7 +183,7 @@ async def announce(mesh: Plan, settings: MeshSettings, terminal: Terminal) -> No
                 complained = True
                 terminal.say("", f"not ready after {READY_WITHIN_S} s; /readyz says: {answer}")
             await asyncio.sleep(POLL_S)
-    terminal.show(welcome(mesh, settings))
+    terminal.show(welcome(mesh, settings), addresses(mesh))
 
 
 async def _readiness(http: httpx.AsyncClient, url: str) -> str | None:
@@ -189,7 +197,7 @@ async def _readiness(http: httpx.AsyncClient, url: str) -> str | None:
 
 async def run(mesh: Plan, settings: MeshSettings) -> None:
     stopping = asyncio.Event()
-    terminal = Terminal(max(len(part.name) for part in mesh.parts), stopping)
+    terminal = Terminal(max(len(part.name) for part in mesh.parts), stopping, as_json=settings.log_format == "json")
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:

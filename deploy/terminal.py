@@ -1,33 +1,51 @@
 """The terminal that `make run` was typed in."""
 
 import asyncio
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 _STDIN = 0
 
 
 class Terminal:
-    """Prints lines with the name of who says them. When nobody reads any more, the mesh stops."""
+    """Prints lines with the name of who says them, or as JSON. When nobody reads any more, the mesh stops."""
 
-    def __init__(self, width: int, stopping: asyncio.Event) -> None:
+    def __init__(self, width: int, stopping: asyncio.Event, *, as_json: bool = False) -> None:
         self._width = width
         self._stopping = stopping
+        self._as_json = as_json
 
     def say(self, who: str, line: str) -> None:
         """`who` is empty for the supervisor itself."""
-        self._print(f"{who or 'mesh':<{self._width}} | {line}")
+        if self._as_json:
+            self._print(json.dumps({"part": who or "mesh", "line": _parsed(line)}))
+        else:
+            self._print(f"{who or 'mesh':<{self._width}} | {line}")
 
-    def show(self, lines: Iterator[str]) -> None:
-        self._print("\n" + "\n".join(lines) + "\n")
+    def show(self, lines: Iterator[str], addresses: Mapping[str, str]) -> None:
+        """That all is ready: the lines to people, the addresses to programs."""
+        if self._as_json:
+            self._print(json.dumps({"part": "mesh", "ready": addresses}))
+        else:
+            self._print("\n" + "\n".join(lines) + "\n")
 
     def _print(self, text: str) -> None:
         try:
             print(text, flush=True)
         except OSError:
             self._stopping.set()
+
+
+def _parsed(line: str) -> Any:  # noqa: ANN401 - JSON
+    """A line of a service's log as what it is, and not as JSON within JSON."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line
 
 
 @contextmanager

@@ -72,6 +72,28 @@ class RushHour:
     def _missing(self) -> str:
         return f"only {self.admitted} of {self.cars} cars admitted"
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "cars": self.cars,
+            "admitted": self.admitted,
+            "refusals": dict(self.refusals),
+            "sessions_spread": self.sessions_spread,
+            "utilisation_spread": round(self.utilisation_spread, 4),
+            "over_limit_seconds": self.over_limit_s,
+            "substations": [
+                {
+                    "substation_id": row.substation_id,
+                    "sessions": row.sessions,
+                    "utilisation": round(row.load.utilisation, 4) if row.load else None,
+                    "committed_kw": row.load.committed_kw if row.load else None,
+                    "limit_kw": row.load.limit_kw if row.load else None,
+                    "over_limit_seconds": row.over_limit_s,
+                }
+                for row in self.rows
+            ],
+        }
+
 
 def rush_hour(
     cars: int,

@@ -13,6 +13,7 @@ from fleet.results import Replay, ReplayRow, RushHour
 
 # Without a terminal, so many lines from start to end.
 PLAIN_STEPS = 10
+PIPED_WIDTH = 120
 
 
 class Meter(Protocol):
@@ -24,7 +25,7 @@ class Meter(Protocol):
 class _Bar:
     def __init__(self, progress: Progress, words: str, total: float) -> None:
         self._progress = progress
-        self._task = progress.add_task(words, total=total, note="")
+        self._task = progress.add_task(words, total=total or None, note="")
 
     def show(self, done: float, note: str = "") -> None:
         self._progress.update(self._task, completed=done, note=note)
@@ -45,17 +46,26 @@ class _Lines:
             print(f"{self._words}: {done / (self._total or 1):.0%} {note}".rstrip(), file=sys.stderr, flush=True)
 
 
+class _Nothing:
+    def show(self, done: float, note: str = "") -> None: ...
+
+
 @contextmanager
-def meter(words: str, total: float, *, counted: bool) -> Iterator[Meter]:
-    """A progress bar, or lines when nobody watches; `counted` shows "12/30" beside it."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(words, total)
+def meter(words: str, total: float, *, counted: bool, shown: bool = True) -> Iterator[Meter]:
+    """A progress bar, or lines when nobody watches; `counted` shows "12/30" beside it. A total of 0 is not known."""
+    errors = Console(stderr=True)
+    if not shown or not errors.is_terminal:
+        yield _Lines(words, total) if shown else _Nothing()
         return
     count = (MofNCompleteColumn(),) if counted else ()
-    columns = (TextColumn("{task.description}"), BarColumn(), *count, TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(24), *count, TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=errors) as progress:
         yield _Bar(progress, words, total)
+
+
+def console() -> Console:
+    """Where results go. Piped output is not cut at 80 columns."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def _table(*columns: str) -> Table:
@@ -66,15 +76,14 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table, refusals: Mapping[str, int], lines: list[str]) -> None:
-    # Piped output is not cut at 80 columns.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print()
-    console.print(table)
-    console.print()
+    out = console()
+    out.print()
+    out.print(table)
+    out.print()
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(refusals.items())) or "none"
-    console.print(f"refusals: {reasons}", soft_wrap=True)
+    out.print(f"refusals: {reasons}", soft_wrap=True)
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        out.print(line, soft_wrap=True)
 
 
 def print_rush_hour(result: RushHour) -> None:

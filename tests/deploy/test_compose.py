@@ -123,5 +123,5 @@ def test_the_fleet_asks_the_gateway_that_the_environment_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FLEET_URL", "http://127.0.0.1:9")
-    assert fleet(["rush-hour"]) == 2
+    assert fleet(["rush-hour"]) == 3
     assert "no gateway answers at http://127.0.0.1:9" in capsys.readouterr().err

@@ -104,8 +104,8 @@ def refuse_connections(request: httpx.Request) -> httpx.Response:
     ("handler", "line"),
     [
         (refuse_connections, "no gateway answers at http://mesh: connection refused"),
-        (lambda _: problem(503, "BALANCER_UNREACHABLE"), "the gateway at http://mesh answers 503: in words"),
-        (lambda _: httpx.Response(502, text="Bad Gateway"), "the gateway at http://mesh answers 502: Bad Gateway"),
+        (lambda _: problem(503, "BALANCER_UNREACHABLE"), "None: in words (BALANCER_UNREACHABLE)"),
+        (lambda _: httpx.Response(502, text="Bad Gateway"), "http://mesh answers 502: Bad Gateway"),
         (lambda _: httpx.Response(200, text="hello"), "http://mesh does not answer like a gateway"),
         (lambda _: httpx.Response(200, json={}), "http://mesh does not answer like a gateway"),
     ],

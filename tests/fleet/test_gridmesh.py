@@ -1,0 +1,188 @@
+"""The command line as its users have it: the real command, a real mesh."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mesh_processes import ROOT, Mesh, free_port
+
+COMMAND = (sys.executable, "-m", "deploy.command_line")
+BOUND_S = 30
+
+Gridmesh = Callable[..., "Answer"]
+
+
+class Answer:
+    """What one command printed, and how it ended."""
+
+    def __init__(self, url: str, argv: tuple[str, ...]) -> None:
+        ended = subprocess.run(
+            (*COMMAND, *argv),
+            env={**os.environ, "GRIDMESH_URL": url},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=BOUND_S,
+            check=False,
+        )
+        self.code, self.out, self.err = ended.returncode, ended.stdout, ended.stderr
+        assert "Traceback" not in self.err, self.err
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401
+        return json.loads(self.out)
+
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def gridmesh(mesh: Mesh) -> Gridmesh:
+    return lambda *argv: Answer(mesh.url, argv)
+
+
+def charged(gridmesh: Gridmesh, *argv: str) -> dict[str, Any]:
+    session: dict[str, Any] = gridmesh("charge", *argv, "--json").json["session"]
+    return session
+
+
+# --- driving ---------------------------------------------------------------------------------------
+
+
+def test_a_car_is_charged_and_its_key_finds_it_again(gridmesh: Gridmesh) -> None:
+    first = gridmesh("charge", "EV-1", "--energy", "90", "--power", "4", "--departure", "2h", "--key", "once")
+    assert (first.code, first.err) == (0, "")
+    assert re.match(r"EV-1 at [abc]: charging, 4 kW granted\n", first.out)
+    assert re.search(r"placement  \d+% load before, \d+% after; 3 eligible \(least_load_ahead\)", first.out)
+    again = gridmesh("charge", "EV-1", "--energy", "90", "--power", "4", "--key", "once", "--json")
+    assert again.code == 1
+    assert (again.json["status"], again.json["reason"]) == (422, "KEY_REUSED")  # it said nothing of a departure
+    assert again.err.startswith("gridmesh: The idempotency key belongs to another request: ")
+    assert again.err.count("\n") == 1
+
+
+def test_a_wrong_request_is_one_line_that_names_each_field(gridmesh: Gridmesh) -> None:
+    answer = gridmesh("charge", "EV-1", "--power", "99999", "--energy", "0")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
+    assert answer.err.startswith("gridmesh: The request is not valid: energy_kwh: must be ")
+    assert answer.err.endswith("max_power_kw: must be above 0 and at most 4000 (INVALID_REQUEST)\n")
+
+
+def test_a_car_is_waited_for(gridmesh: Gridmesh) -> None:
+    answer = gridmesh("charge", "EV-2", "--energy", "0.2", "--at", "b", "--wait")
+    assert answer.code == 0
+    assert answer.out.endswith("\nended: 0.20 kWh, energy limit reached\n")
+    session = charged(gridmesh, "EV-2", "--energy", "0.2", "--wait")
+    assert (session["state"], session["delivered_kwh"]) == ("ENDED", 0.2)
+
+
+def test_a_car_is_watched_until_it_ends(gridmesh: Gridmesh) -> None:
+    answer = gridmesh("charge", "EV-3", "--energy", "0.2", "--watch", "--json")
+    charge, *events, end = answer.json_lines
+    assert charge["session"]["vehicle_id"] == "EV-3"
+    assert [event["event"] for event in events] == ["session"] * len(events)
+    assert events[-1]["data"]["state"] == "ENDED"
+    assert end == {
+        "event": "end",
+        "data": {"session_id": charge["session"]["session_id"], "stop_reason": "ENERGY_LIMIT_REACHED"},
+    }
+
+
+def test_sessions_are_listed_by_page_and_filter(gridmesh: Gridmesh) -> None:
+    ids = [charged(gridmesh, "EV-4", "--energy", "90", "--power", "4", "--at", "c")["session_id"] for _ in range(2)]
+    first = gridmesh("sessions", "--vehicle", "EV-4", "--page-size", "1")
+    assert first.out.splitlines()[1].startswith(f"{ids[0]}  EV-4     charging")
+    [token] = re.findall(r"there are more: --page (\S+), or --all", first.err)
+    second = gridmesh("sessions", "--vehicle", "EV-4", "--page-size", "1", "--page", token, "--json")
+    assert [session["session_id"] for session in second.json["sessions"]] == ids[1:]
+    every = gridmesh("sessions", "--at", "c", "--vehicle", "EV-4", "--page-size", "1", "--all", "--json").json
+    assert [session["session_id"] for session in every["sessions"]] == ids
+    assert "next_page_token" not in every
+
+
+def test_a_session_is_stopped_and_stays_so(gridmesh: Gridmesh) -> None:
+    session_id = charged(gridmesh, "EV-5", "--energy", "90", "--power", "4")["session_id"]
+    stopped = gridmesh("stop", session_id)
+    assert (stopped.code, stopped.err) == (0, "")
+    assert re.fullmatch(r"EV-5 ended: \d\.\d\d kWh, remote\n", stopped.out)
+    assert gridmesh("stop", session_id, "--reason", "local", "--json").json["session"]["stop_reason"] == "REMOTE"
+
+
+def test_a_session_that_nobody_knows_is_refused(gridmesh: Gridmesh) -> None:
+    answer = gridmesh("stop", "a.no?such#ö")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == "gridmesh: No such session: no session 'a.no?such#ö' (SESSION_NOT_FOUND)\n"
+
+
+# --- operating -------------------------------------------------------------------------------------
+
+
+def test_substations_are_shown(gridmesh: Gridmesh) -> None:
+    shown = gridmesh("substations")
+    head, *rows, total = shown.out.splitlines()
+    assert head.split() == ["substation", "power", "kW", "of", "limit", "cars", "plugs", "free", "report", "state"]
+    assert [row.split()[0] for row in rows] == ["a", "b", "c"]
+    assert "of 300 kW committed" in total
+    listed = gridmesh("substations", "--json").json["substations"]
+    assert [each["state"] for each in listed] == ["FRESH"] * 3
+
+
+def test_a_limit_is_set_and_cleared(gridmesh: Gridmesh) -> None:
+    shown = gridmesh("limit", "set", "a", "40", "--source", "SO", "--until", "2h", "--reason", "peak")
+    assert shown.out.startswith("a: 40 of 100 kW, by SO\n  SO: 40 kW from ")
+    assert shown.out.endswith("Z (peak)\n")
+    both = gridmesh("limit", "set", "a", "60", "--grid-critical", "--json").json
+    assert [(each["source"], each["grid_critical"]) for each in both["limits"]] == [("SO", False), ("CSO", True)]
+    assert gridmesh("limit", "clear", "a", "--json").json["load"]["limit_power_kw"] == 40
+    assert gridmesh("limit", "clear", "a", "--source", "so").out == "a: 100 of 100 kW\n"
+    unknown = gridmesh("limit", "set", "x", "1")
+    assert (unknown.code, unknown.err.count("(SUBSTATION_NOT_FOUND)")) == (1, 1)
+
+
+def test_a_drained_substation_takes_no_car_and_says_when_to_come_back(gridmesh: Gridmesh) -> None:
+    try:
+        assert gridmesh("drain", "b").out.startswith("b: takes no new cars (draining); ")
+        refused = gridmesh("charge", "EV-6", "--at", "b")
+        assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+        assert re.search(r"\(NOT_ACCEPTING\); try again in \d+ s\n$", refused.err)
+    finally:
+        assert gridmesh("undrain", "b", "--json").json["load"]["accepting"]
+
+
+def test_a_rush_hour_has_one_json_document(gridmesh: Gridmesh) -> None:
+    answer = gridmesh(
+        "rush-hour", "--cars", "6", "--seconds", "0", "--energy-kwh", "0.1", "--watch-seconds", "0", "--json"
+    )
+    assert (answer.json["admitted"], answer.json["refusals"], answer.code) == (6, {}, 0)
+    assert sum(each["sessions"] for each in answer.json["substations"]) == 6
+
+
+def test_up_tells_programs_where_everything_is(tmp_path: Path) -> None:
+    ports = [
+        word
+        for name in ("gateway", "balancer", "substation", "metrics")
+        for word in (f"--{name}-port", str(free_port()))
+    ]
+    argv = (*COMMAND, "up", "--json", "--rated-kw", "50", "--data", str(tmp_path), *ports)
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, process_group=0)
+    try:
+        assert running.stdout
+        said = (json.loads(line) for line in running.stdout)
+        ready = next(line["ready"] for line in said if "ready" in line)
+        assert ready["gateway"] == f"http://localhost:{ports[1]}"
+        assert Answer(ready["gateway"], ("substations",)).code == 0
+        running.send_signal(signal.SIGINT)
+        assert list(said)[-1] == {"part": "mesh", "line": "stopped"}
+        assert running.wait(BOUND_S) == 0
+    finally:
+        running.kill()
+        running.communicate()
