@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from fleet import charging, cli, operating, runs
+from fleet import charging, cli, operating, runs, watching
 
 
 def commands() -> list[click.Command]:
@@ -14,6 +14,7 @@ def commands() -> list[click.Command]:
         charging.charge,
         charging.sessions,
         charging.stop,
+        watching.watch,
         operating.substations,
         operating.limit,
         operating.drain,

@@ -32,9 +32,10 @@ CONNECTIONS = 64
 
 _WORDS = "Charge electric cars through a Gridmesh, look at it, and operate it."
 _EPILOG = """\b
-Start a mesh, charge a car:
+Start a mesh, charge a car, watch:
   gridmesh up
   gridmesh charge EV-001 --energy 20 --watch
+  gridmesh watch
 
 \b
 Exit codes: 0 it went well; 1 refused, or something is wrong; 2 cannot be done as it was

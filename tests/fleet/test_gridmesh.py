@@ -1,21 +1,28 @@
 """The command line as its users have it: the real command, a real mesh."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
-from tests.mesh_processes import ROOT, Mesh, free_port
+from tests.mesh_processes import ROOT, Mesh, free_port, wait_for
 
 COMMAND = (sys.executable, "-m", "deploy.command_line")
 BOUND_S = 30
+_CONTROL = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
 
 Gridmesh = Callable[..., "Answer"]
 
@@ -186,3 +193,95 @@ def test_up_tells_programs_where_everything_is(tmp_path: Path) -> None:
     finally:
         running.kill()
         running.communicate()
+
+
+# --- watching --------------------------------------------------------------------------------------
+
+
+class Screen:
+    """`gridmesh watch` in a terminal of 80 by 24, read as it writes."""
+
+    def __init__(self, url: str) -> None:
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+            os.chdir(ROOT)
+            os.execve(sys.executable, (*COMMAND, "watch", "--url", url), {**os.environ, "TERM": "xterm-256color"})
+        self._seen = b""
+        self._reader = Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # how a terminal ends
+            while some := os.read(self._terminal, 65536):
+                self._seen += some
+
+    def mark(self) -> int:
+        return len(self._seen)
+
+    def shows(self, words: str, since: int = 0) -> None:
+        def shown() -> bool:
+            return words in _CONTROL.sub(b"", self._seen[since:]).decode(errors="replace")
+
+        try:
+            wait_for(shown, BOUND_S, f"the screen shows {words!r}")
+        except AssertionError as error:
+            error.add_note(_CONTROL.sub(b"", self._seen[-3000:]).decode(errors="replace"))
+            raise
+
+    def end(self) -> int:
+        """Ctrl-C, and the exit code."""
+        with suppress(OSError):
+            os.write(self._terminal, b"\x03")
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        os.close(self._terminal)
+        self._reader.join(BOUND_S)
+        return code
+
+
+@pytest.fixture
+def screen(mesh: Mesh) -> Iterator[Screen]:
+    shown = Screen(mesh.url)
+    yield shown
+    with suppress(ChildProcessError):  # ended by the test
+        shown.end()
+
+
+def test_the_screen_survives_a_gateway_that_dies_and_says_so(mesh: Mesh, screen: Screen) -> None:
+    screen.shows("● live")
+    screen.shows("of 300 kW committed")
+    mesh.kill9("gateway")
+    try:
+        screen.shows("● STREAM LOST; this is ")
+        screen.shows("no gateway answers at ")
+    finally:
+        lost = screen.mark()
+        mesh.restart("gateway")
+    screen.shows("● live", since=lost)
+    assert screen.end() == 0
+
+
+def test_a_program_is_told_of_substations_and_sessions(gridmesh: Gridmesh) -> None:
+    told = gridmesh("watch", "--seconds", "1", "--json")
+    assert told.code == 0
+    events = {line["event"]: line["data"] for line in told.json_lines}
+    assert [each["state"] for each in events["substations"]["substations"]] == ["FRESH"] * 3
+    assert "sessions" in events["sessions"]
+
+
+def test_without_a_terminal_a_line_says_how_it_is(gridmesh: Gridmesh) -> None:
+    told = gridmesh("watch", "--seconds", "1")
+    assert told.code == 0
+    assert re.match(r"\d\d:\d\d:\d\dZ  live: a \d+\.\d/100 kW \d+ cars, b ", told.out)
+
+
+def test_a_reader_that_leaves_is_no_error(mesh: Mesh) -> None:
+    argv = (*COMMAND, "watch", "--json", "--url", mesh.url)
+    running = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout
+    assert running.stderr
+    with running:
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait(BOUND_S) == 1

@@ -7,6 +7,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from fleet import tables
+from fleet.gateway import Lost
+from fleet.watching import View, draw
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 FULL: dict[str, Any] = {
@@ -67,3 +69,36 @@ def test_a_car_that_wants_to_be_full_has_no_percentage() -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(0.44, "0.4 s"), (50, "50 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_a_duration_is_said_in_words(seconds: float, words: str) -> None:
     assert tables.span(seconds) == words
+
+
+def test_the_screen_says_that_it_is_live_and_that_it_is_old() -> None:
+    view = View("http://mesh")
+    assert view.status(0.0)[0] == "connecting"
+    view.heard([A], 10.0)
+    assert view.status(11.0)[0] == "live"
+    assert view.status(15.0)[0] == "NO NEWS; this is 5.0 s old"
+    view.lost = Lost("no gateway answers", 1.0)
+    assert view.status(15.0)[0] == "STREAM LOST; this is 5.0 s old; trying again"
+
+
+@pytest.mark.parametrize("height", [12, 24])
+def test_the_screen_has_room_for_what_it_shows(height: int) -> None:
+    view = View("http://mesh")
+    view.heard([A], 0.0)
+    view.sessions = {"sessions": [SESSION] * 50}
+    shown = lines(draw(view, 0.1, 80, height), 80)
+    assert len(shown) <= height
+    assert shown[-1] == f"and {50 - (height - 9)} more: gridmesh sessions --all"
+
+
+def test_reports_grow_old_while_nothing_is_heard() -> None:
+    view = View("http://mesh")
+    view.heard([A], 0.0)
+    assert "7.4 s" in lines(draw(view, 7.0, 80, 24), 80)[3]
+
+
+def test_the_screen_says_whose_sessions_cannot_be_seen() -> None:
+    view = View("http://mesh")
+    view.heard([A], 0.0)
+    view.sessions = {"sessions": [], "unreachable_substation_ids": ["c"]}
+    assert lines(draw(view, 0.1, 80, 24), 80)[-1] == "sessions at c cannot be seen: not reachable"
