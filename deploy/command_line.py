@@ -1,6 +1,7 @@
 """`gridmesh`, the command line with `up`: the only part of it that knows how a mesh is run."""
 
 import dataclasses
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ from deploy import local
 from deploy.local import MeshSettings
 from fleet import __main__ as fleet
 from fleet import cli
+from mesh.settings import StartupError, load
 
 
 def _flags() -> list[click.Parameter]:
@@ -43,9 +45,20 @@ up = click.Command(
 )
 
 
+def cannot_start() -> str:
+    """What would keep `up` from starting; empty when nothing would."""
+    try:
+        settings = load(MeshSettings, "MESH", [], os.environ)
+        local.check_ports(local.plan(settings))
+        local.check_folder(settings.folder)
+    except StartupError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     """What the script `gridmesh` runs."""
-    sys.exit(cli.main([up, *fleet.commands()], sys.argv[1:]))
+    sys.exit(cli.main([up, *fleet.commands(cannot_start)], sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import click
 
-from fleet import charging, cli, operating, runs, watching
+from fleet import charging, cli, examination, operating, runs, watching
+from fleet.examination import CannotStart
 
 
-def commands() -> list[click.Command]:
+def commands(cannot_start: CannotStart | None = None) -> list[click.Command]:
     """All of the gateway's client."""
     return [
         charging.charge,
@@ -19,6 +20,7 @@ def commands() -> list[click.Command]:
         operating.limit,
         operating.drain,
         operating.undrain,
+        examination.make(cannot_start),
         runs.rush_hour_of_cars,
         runs.replay_day,
     ]

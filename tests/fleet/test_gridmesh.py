@@ -285,3 +285,58 @@ def test_a_reader_that_leaves_is_no_error(mesh: Mesh) -> None:
         running.stdout.close()
         assert running.stderr.read() == ""
         assert running.wait(BOUND_S) == 1
+
+
+# --- what is wrong ---------------------------------------------------------------------------------
+
+
+def findings(answer: Answer) -> dict[str, tuple[str, str, str]]:
+    return {each["subject"]: (each["level"], each["finding"], each["remedy"]) for each in answer.json["findings"]}
+
+
+def test_a_sound_mesh_has_nothing_wrong(gridmesh: Gridmesh) -> None:
+    shown = gridmesh("doctor")
+    assert (shown.code, shown.err) == (0, "")
+    assert [line.split()[:2] for line in shown.out.splitlines()] == [
+        ["ok", "gateway"], ["ok", "clocks"], ["ok", "ready"], ["ok", "a"], ["ok", "b"], ["ok", "c"], ["ok", "sessions"],
+        ["note", "certificates"],
+    ]  # fmt: skip
+    assert gridmesh("doctor", "--json").json["ok"] is True
+
+
+def test_a_drained_a_stopped_and_a_dead_substation_are_told_apart(mesh: Mesh, gridmesh: Gridmesh) -> None:
+    assert gridmesh("drain", "a").code == 0
+    mesh.signal("b", signal.SIGSTOP)
+    mesh.kill9("c")
+    try:
+        wait_for(lambda: not mesh.fresh() & {"b", "c"}, BOUND_S, "their reports are old")
+        answer = gridmesh("doctor", "--json")
+        assert (answer.code, answer.json["ok"]) == (1, False)
+        found = findings(answer)
+        assert found["ready"][0] == "wrong"
+        assert found["a"] == ("wrong", "is drained: no new cars", "`gridmesh undrain a` when that is over")
+        assert found["b"][2].startswith(f"port {mesh.address('b')} is open: its process hangs or is stopped")
+        assert found["c"][2].startswith(f"port {mesh.address('c')} is closed: its process is not running")
+        assert "c are served by nobody" in found["sessions"][1]
+    finally:
+        mesh.signal("b", signal.SIGCONT)
+        mesh.restart("c")
+        gridmesh("undrain", "a")
+        wait_for(lambda: mesh.fresh() == {"a", "b", "c"}, BOUND_S, "all report again")
+
+
+def test_a_closed_port_is_found_and_said_what_to_do_about() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    answer = Answer(url, ("doctor", "--json"))
+    assert answer.code == 3
+    assert findings(answer)["gateway"][1].startswith(f"no gateway answers at {url}: ")
+    shown = Answer(url, ("doctor",))
+    assert (shown.code, shown.err) == (3, "")
+    assert "`gridmesh up`" in shown.out.splitlines()[0]
+
+
+def test_another_program_on_the_port_is_no_gateway(mesh: Mesh) -> None:
+    url = mesh.metrics_url("a").removesuffix("/metrics")
+    answer = Answer(url, ("substations",))
+    assert (answer.code, answer.out, answer.err.count("\n")) == (3, "", 1)
+    assert "something listens there" in Answer(url, ("doctor",)).out
