@@ -32,6 +32,7 @@ from benchmarks.costs import a_load
 from gateway import app
 from gateway.asgi import CONNECTION, ASGIApp, Message, Scope
 from gateway.balancers import Balancers
+from gateway.live import Live
 from gateway.metrics import HttpMetrics
 from gateway.routes import MAX_LARGE_BODIES, Api
 from gateway.table import operations
@@ -214,8 +215,9 @@ class _Transport:
 
 def _gateway(aside: Aside) -> ASGIApp:
     rng, metrics = Random(1), HttpMetrics(CollectorRegistry())
+    balancers = _Balancers(_Balancer(Behind("a", aside)))
     api = Api(
-        _Balancers(_Balancer(Behind("a", aside))),
+        balancers,
         CLOCK,
         rng,
         asyncio.Event(),
@@ -224,6 +226,7 @@ def _gateway(aside: Aside) -> ASGIApp:
         Bound(MOST_CALLS, "event streams"),
         Bound(MAX_LARGE_BODIES, "large bodies"),
         metrics.dropped.inc,
+        Live(balancers, CLOCK),
     )
     return app.build(operations(api, "0"), metrics)
 
