@@ -1,4 +1,4 @@
-"""The only place that reads a clock. Everything else takes `now`, in milliseconds of wall time."""
+"""The only place of the mesh that reads a clock. Everything else takes `now`, in milliseconds of wall time."""
 
 import time
 from typing import Protocol
