@@ -29,7 +29,7 @@ from mesh.interceptors import Context
 from mesh.model import ErrorReason, ReportState
 from tests.balancer.makers import attempt_id, entry, key, load, session
 
-INTERVAL_MS = 100
+INTERVAL_MS = 300
 
 
 class Charging(charging_pb2_grpc.ChargingServiceServicer):
