@@ -144,6 +144,9 @@ class Gateway:
         timeout = httpx.Timeout(10, read=SILENCE_S)
         try:
             async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                if response.status_code == httpx.codes.NO_CONTENT:  # its end was told before
+                    yield Event("end", {})
+                    return
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     self.read(response)
@@ -164,7 +167,7 @@ class Gateway:
                     async for event in events:
                         if event.name == "error":
                             raise Refusal(event.data)
-                        last_id, pause = event.event_id, FIRST_REPEAT_S
+                        last_id, pause = event.event_id or last_id, FIRST_REPEAT_S
                         yield event
                         if event.name == "end":
                             return
