@@ -7,7 +7,6 @@ another one is known for what it is.
 import re
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,14 +23,15 @@ class Feed(Generic[T]):
         self.last = 0
         self._epoch = epoch
         self._encode = encode
-        self._kept: deque[_Entry[T]] = deque(maxlen=keep)
+        # Each as it came, until it is encoded.
+        self._kept: deque[T | bytes] = deque(maxlen=keep)
         # Readers that keep up all ask for the same.
         self._block = (0, 0, b"")
 
     def add(self, what: T) -> None:
         """The next thing that happened."""
         self.last += 1
-        self._kept.append(_Entry(what))
+        self._kept.append(what)
 
     def begin(self, last_event_id: str) -> tuple[int, bytes]:
         """After which number a reader with that id goes on, and what to tell it first: a gap, if it has missed any."""
@@ -57,29 +57,22 @@ class Feed(Generic[T]):
         begin, gap = max(number, self._forgotten), b""
         if begin > number:
             gap = self._gap(begin, b'{"missed":%d}' % (begin - number))
-        entries = islice(self._kept, begin - self._forgotten, None)
-        return gap + b"".join([self._event(at, entry) for at, entry in enumerate(entries, begin + 1)])
+        return gap + b"".join([self._event(each) for each in range(begin + 1, self.last + 1)])
 
     @property
     def _forgotten(self) -> int:
         """The number of the last one that is not kept any more."""
         return self.last - len(self._kept)
 
-    def _event(self, number: int, entry: "_Entry[T]") -> bytes:
-        if entry.lines is None:
-            entry.lines = self._encode(entry.what)
-        return b"id: %b\n%b\n" % (self._id(number), entry.lines)
+    def _event(self, number: int) -> bytes:
+        at = number - self.last - 1
+        kept = self._kept[at]
+        if not isinstance(kept, bytes):
+            kept = self._kept[at] = b"id: %b\n%b\n" % (self._id(number), self._encode(kept))
+        return kept
 
     def _gap(self, number: int, data: bytes) -> bytes:
         return b"id: %b\nevent: gap\ndata: %b\n\n" % (self._id(number), data)
 
     def _id(self, number: int) -> bytes:
         return f"{self._epoch}-{number}".encode()
-
-
-class _Entry(Generic[T]):
-    __slots__ = ("lines", "what")
-
-    def __init__(self, what: T) -> None:
-        self.what = what
-        self.lines: bytes | None = None

@@ -6,7 +6,8 @@ holds of its own is a number.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
 import msgspec
@@ -37,17 +38,7 @@ _encode = msgspec.json.Encoder().encode
 _NO_NAMES = Naming()
 
 
-class _Placed(NamedTuple):
-    at_ms: int
-    session: schemas.Session
-    placement: schemas.Placement
-
-
-class _Refused(NamedTuple):
-    at_ms: int
-    request_id: str
-    vehicle_id: str | None
-    problem: Problem
+_Feed: TypeAlias = Feed[schemas.Placed | schemas.Refused]
 
 
 class Live:
@@ -59,19 +50,30 @@ class Live:
         self._balancers = balancers
         self._view: _View | None = None
         self._opening = asyncio.Lock()
-        self._feed: Feed[_Placed | _Refused] = Feed(f"{clock.now_ms():x}", KEPT, _lines)
+        self._feed: _Feed = Feed(f"{clock.now_ms():x}", KEPT, _lines)
 
     # --- what happens: called for every charge, so nothing is encoded here ---------------------------
 
     def placed(self, reply: schemas.ChargeReply) -> None:
         """A new session."""
-        self._feed.add(_Placed(self._clock.now_ms(), reply.session, reply.placement))
+        self._feed.add(_placed(translate.time(self._clock.now_ms()), reply))
+        self._pulse.ring()
+
+    def batch(self, outcomes: Iterable[schemas.BatchOutcome]) -> None:
+        """What became of many at once."""
+        now = translate.time(self._clock.now_ms())
+        for outcome in outcomes:
+            if outcome.status == 201 and outcome.charge:
+                self._feed.add(_placed(now, outcome.charge))
+            elif outcome.problem:
+                self.refused(outcome.request_id or "", None, outcome.problem)
         self._pulse.ring()
 
     def refused(self, request_id: str, vehicle_id: str | None, problem: Problem) -> None:
         """A charge that was not served. A client's own mistake is nobody else's news."""
         if problem.status >= 500 or problem.status == 429:
-            self._feed.add(_Refused(self._clock.now_ms(), request_id, vehicle_id, problem))
+            at, named = translate.time(self._clock.now_ms()), UNSET if vehicle_id is None else vehicle_id
+            self._feed.add(schemas.Refused(at, request_id, problem, named))
             self._pulse.ring()
 
     # --- who watches ---------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ class ViewWatch(_Watch):
 class GridWatch(_Watch):
     """The load view whenever it changed, and each event of the feed once and in order."""
 
-    def __init__(self, view: _View, pulse: _Pulse, feed: Feed[_Placed | _Refused], last_event_id: str) -> None:
+    def __init__(self, view: _View, pulse: _Pulse, feed: _Feed, last_event_id: str) -> None:
         super().__init__(view, pulse)
         self._feed = feed
         self._at, self._first = feed.begin(last_event_id)
@@ -219,20 +221,23 @@ class GridWatch(_Watch):
         return block
 
 
-def _lines(what: _Placed | _Refused) -> bytes:
-    if isinstance(what, _Refused):
-        definite = what.problem.reason not in problems.IN_DOUBT
-        vehicle_id = UNSET if what.vehicle_id is None else what.vehicle_id
-        refused = schemas.Refused(translate.time(what.at_ms), what.request_id, what.problem, vehicle_id)
-        return b"event: %b\ndata: %b\n" % (b"refused" if definite else b"in_doubt", _encode(refused))
-    session = what.session
-    placed = schemas.Placed(
-        translate.time(what.at_ms),
+def _placed(at: str, reply: schemas.ChargeReply) -> schemas.Placed:
+    """What is told of it, and no more: a thousand whole replies that are kept cost every later one, in caches."""
+    session = reply.session
+    return schemas.Placed(
+        at,
         session.request_id,
         session.session_id,
         session.vehicle_id,
         session.max_power_kw,
-        what.placement,
+        reply.placement,
         session.energy_kwh,
     )
-    return b"event: placed\ndata: %b\n" % _encode(placed)
+
+
+def _lines(what: schemas.Placed | schemas.Refused) -> bytes:
+    if isinstance(what, schemas.Placed):
+        name = b"placed"
+    else:
+        name = b"in_doubt" if what.problem.reason in problems.IN_DOUBT else b"refused"
+    return b"event: %b\ndata: %b\n" % (name, _encode(what))

@@ -116,15 +116,8 @@ class Api:
                 batch.add(item, self._new_id, not_after_ms)
             await self._still_there(request)
             await batch.run(self.balancers)
-        for outcome in batch.outcomes:
-            self._tell(outcome)
+        self.live.batch(batch.outcomes)
         return _json(batch.outcomes)
-
-    def _tell(self, outcome: schemas.BatchOutcome) -> None:
-        if outcome.problem:
-            self.live.refused(outcome.request_id or "", None, outcome.problem)
-        elif outcome.charge and outcome.status == 201:
-            self.live.placed(outcome.charge)
 
     async def list_charges(self, request: Request) -> Response:
         """One page of sessions."""
