@@ -21,7 +21,7 @@ from tests.mesh_processes import Mesh, eventually
 
 WATCHERS = int(os.environ.get("WATCHERS", "50"))
 IN_FULL = WATCHERS >= 500
-CHARGES, RATE, AT_ONCE = (3_000, 100.0, 8) if IN_FULL else (200, 50.0, 8)
+CHARGES, RATE, AT_ONCE = (3_000, 100.0, 32) if IN_FULL else (200, 50.0, 8)
 P99_MS = 250
 # What a gateway may grow by: connections and what each may have unsent, not a queue for each of them.
 MOST_GROWN_KIB = 64 * 1024
@@ -97,6 +97,11 @@ async def charge_all(mesh: Mesh) -> float:
     return seconds() - began
 
 
+def cpu_s(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def rss_kib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
@@ -117,7 +122,9 @@ async def test_every_watcher_hears_every_placement_once_and_in_order(start_mesh:
     watchers = [await watch(port, seen) for _ in range(WATCHERS)]
     stopped = await watch(port, Seen())
     stopped.transport.pause_reading()
+    used = [cpu_s(pid) for pid in (mesh.pid("gateway"), os.getpid())]
     took = await charge_all(mesh)
+    used = [cpu_s(pid) - one for pid, one in zip((mesh.pid("gateway"), os.getpid()), used, strict=True)]
 
     async def all_heard() -> bool:
         return all(len(each.numbers) >= CHARGES for each in watchers)
@@ -130,6 +137,7 @@ async def test_every_watcher_hears_every_placement_once_and_in_order(start_mesh:
     print(  # noqa: T201 - for who asks for it
         f"\n{WATCHERS} watchers, {CHARGES / took:.0f} placements/s: lag p50 {seen.percentile(0.5)} ms, "
         f"p99 {seen.percentile(0.99)} ms, most {max(seen.lags_ms)} ms; the gateway grew by {grown / 1024:.1f} MiB, "
+        f"and used {used[0] / took:.2f} of a core, this process {used[1] / took:.2f}; "
         f"dropped {mesh.metric('gateway', 'http_event_streams_dropped_total'):.0f}"
     )
     assert grown < MOST_GROWN_KIB
