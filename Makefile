@@ -68,7 +68,7 @@ drift: $(VENV)/.dev ## generated/ is what protos/ says, the dashboards are what 
 unit: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-screenshots: $(VENV)/.dev ## docs/page-*.png of the live page, from a mesh at work (needs chromium; 3 minutes)
+screenshots: $(VENV)/.dev ## docs/page-*.png of the live page, from a mesh at work (needs chromium; 5 minutes)
 	@$(BIN)/python -m tests.page
 
 soak: $(VENV)/.dev ## faults on a real mesh for MINUTES=10, drawn from SEED=n, and whether a promise was broken

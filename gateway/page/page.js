@@ -16,7 +16,7 @@ const MOST_NEWS = 80;
 
 const cards = new Map(); // substation id, or its address before it has reported: {element, substation}
 const chart = new Chart($("chart"), $("chart-top"), $("chart-since"));
-let heardAt = null, listedAt = null, lost = "";
+let heardAt = null, listedAt = null, lost = "", told = "";
 
 // --- what happens ------------------------------------------------------------------------------------
 
@@ -183,9 +183,10 @@ function freshen() {
   document.body.classList.toggle("old", stale);
   const since = heardAt === null ? "" : ` What you see is ${Math.floor(secondsSince(heardAt))} s old.`;
   const banner = lost ? `The stream is lost, trying again: ${lost}.${since}` : stale ? `No news from the gateway.${since}` : sessionsOld();
-  // Set only when it changes in more than seconds: it is read out.
+  // Read out once, and not again for each second.
   const kind = banner.replace(/\d+/g, "");
-  if ($("banner").dataset.kind !== kind) $("banner").dataset.kind = kind;
+  if (kind !== told) say(banner || "The stream is back.");
+  told = kind;
   $("banner").hidden = !banner;
   $("banner").textContent = banner;
   for (const { element, substation } of cards.values()) age(element, substation);

@@ -3,45 +3,45 @@
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from tests.mesh_processes import ROOT, Mesh
 from tests.page.browser import PHONE, WIDE, Scheme, browser, opened
 
 # What the chart shows of the past when the picture is taken.
 SHOWN_S = 75
-CARS, AGAIN_S = 24, 5
+CARS, AGAIN_S, CUT_AT = 24, 5, 44
 
 
 def main() -> None:
     """Writes docs/page-*.png."""
     with Mesh(Path(tempfile.mkdtemp())) as mesh, browser() as chromium:
         mesh.start()
-        _take(mesh, chromium, "light", WIDE, SHOWN_S)
-        _take(mesh, chromium, "dark", WIDE, SHOWN_S)
-        _take(mesh, chromium, "phone", PHONE, AGAIN_S)
+        scheme: Scheme
+        for name, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
+            with opened(chromium, mesh.url, size, scheme) as page:
+                _play(mesh, page)
+                _save(page, name)
 
 
-def _take(mesh: Mesh, chromium: Browser, name: str, size: tuple[int, int], seconds: int) -> None:
-    scheme: Scheme = "dark" if name == "dark" else "light"
-    with opened(chromium, mesh.url, size, scheme) as page:
-        mesh.http.delete("/v1/substations/a/limits/so")
-        for at in range(seconds):
-            _go_on(mesh, at)
-            page.wait_for_timeout(1000)
-        _save(page, name)
+def _play(mesh: Mesh, page: Page) -> None:
+    """An hour of charging: cars come, and then a limit is cut."""
+    mesh.http.delete("/v1/substations/a/limits/so")
+    for at in range(SHOWN_S):
+        _go_on(mesh, at)
+        page.wait_for_timeout(1000)
 
 
 def _go_on(mesh: Mesh, at: int) -> None:
-    """Cars come, a few a second at first; then a limit is cut."""
+    """One second: a car each at first, fewer later."""
     if at < CARS or at % AGAIN_S == 0:
         car = {
             "vehicle_id": f"EV-{1000 + 37 * at}",
-            "energy_kwh": 8 + 7 * at % 30,
+            "energy_kwh": 5 + 7 * at % 12,
             "max_power_kw": (11, 22, 7.4)[at % 3],
         }
         mesh.http.post("/v1/charges", json=car)
-    if at == CARS + 20:
+    if at == CUT_AT:
         mesh.http.put("/v1/substations/a/limits/so", json={"limit_kw": 40})
 
 

@@ -138,10 +138,11 @@ def test_a_lost_stream_is_shown_and_found_again(mesh: Mesh, chromium: Browser, w
         expect(page.locator("#stream")).to_have_text("live", timeout=SOON)
         without("gateway")
         expect(page.locator("#stream")).to_have_text("connection lost", timeout=SOON)
-        expect(page.get_by_role("alert").first).to_contain_text("The stream is lost, trying again")
+        expect(page.locator("#banner")).to_contain_text("The stream is lost, trying again")
         mesh.restart("gateway")
         expect(page.locator("#stream")).to_have_text("live", timeout=SOON)
         expect(page.locator("#banner")).to_be_hidden()
+        expect(page.get_by_role("status").filter(has_text="The stream is back.")).to_have_count(1)
 
 
 def test_data_that_is_old_is_shown_as_old_while_the_connection_stands(
