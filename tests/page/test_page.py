@@ -9,9 +9,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.mesh_processes import Mesh
-from tests.page.browser import PHONE, WIDE, Scheme, browser, needs_chromium, opened
+from tests.page.browser import PHONE, WIDE, Scheme, browser, need_chromium, opened
 
-pytestmark = needs_chromium
+need_chromium()
 
 # What the page is late by is its own affair; how long a part of the mesh takes is not. Milliseconds.
 SOON, WITHIN_2_S = 15_000, 2_000
