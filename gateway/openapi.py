@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.operation import Operation, Parameter, Reply
+from gateway import examples
+from gateway.operation import Failure, Link, Operation, Parameter, Reply
 from gateway.schemas import Problem
 
 _REF = "#/components/schemas/{name}"
@@ -17,9 +18,12 @@ _RETRY_AFTER = Parameter(
     "Whole seconds until a retry makes sense.",
     {"type": "integer", "minimum": 1},
     required=True,
+    example=7,
 )
 # These say when to come again.
 _WITH_RETRY_AFTER = frozenset({429, 503, 504})
+
+_DEFECT = Failure(500, "A defect; the log has the details.", ("INTERNAL",))
 
 _ABOUT = """Charges electric vehicles where the grid has room, and never lets a substation draw more than its limit.
 
@@ -48,11 +52,10 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
 
 
 def _kinds(operations: Iterable[Operation]) -> list[Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for operation in operations:
-        for kind in (operation.body, *(reply.body for reply in operation.replies)):
-            if kind is not None:
-                found[_key(kind)] = kind
+        replies = [kind for reply in operation.replies for kind in (reply.body, *reply.events.values())]
+        found.update((_key(kind), kind) for kind in (operation.body, *replies) if kind is not None)
     return list(found.values())
 
 
@@ -67,8 +70,7 @@ def _operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any
         "summary": operation.summary,
         "responses": {
             **{str(reply.status): _reply(reply, schema_of) for reply in operation.replies},
-            **{str(status): _problem(status, when, operation) for status, when in operation.problems},
-            "500": _problem(500, "A defect; the log has the details.", operation),
+            **{str(each.status): _problem(each, operation) for each in (*operation.problems, _DEFECT)},
         },
     }
     if operation.description:
@@ -98,18 +100,48 @@ def _header(parameter: Parameter) -> dict[str, Any]:
 
 
 def _reply(reply: Reply, schema_of: dict[str, Any]) -> dict[str, Any]:
-    schema = {"type": "string"} if reply.body is None else schema_of[_key(reply.body)]
+    content: dict[str, Any] = {"schema": _schema(reply, schema_of)}
+    if reply.example is not None:
+        content["example"] = msgspec.to_builtins(reply.example)
     return {
         "description": reply.description,
-        **({"content": {reply.media_type: {"schema": schema}}} if reply.media_type else {}),
+        **({"content": {reply.media_type: content}} if reply.media_type else {}),
         **({"headers": {each.name: _header(each) for each in reply.headers}} if reply.headers else {}),
+        **({"links": {each.name: _link(each) for each in reply.links}} if reply.links else {}),
     }
 
 
-def _problem(status: int, when: str, operation: Operation) -> dict[str, Any]:
-    headers = [*operation.problem_headers, *([_RETRY_AFTER] if status in _WITH_RETRY_AFTER else [])]
+def _schema(reply: Reply, schema_of: dict[str, Any]) -> dict[str, Any]:
+    """Of a stream: of each of its events, in the words of OpenAPI 3.2, as 3.1 has none."""
+    if reply.events:
+        return {"oneOf": [_event(name, schema_of[_key(kind)]) for name, kind in reply.events.items()]}
+    return {"type": "string"} if reply.body is None else schema_of[_key(reply.body)]
+
+
+def _event(name: str, data: dict[str, Any]) -> dict[str, Any]:
     return {
-        "description": when,
-        "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}},
+        "type": "object",
+        "title": name,
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"const": name},
+            "id": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+        },
+    }
+
+
+def _link(link: Link) -> dict[str, Any]:
+    return {"operationId": link.operation, "parameters": dict(link.parameters)}
+
+
+def _problem(failure: Failure, operation: Operation) -> dict[str, Any]:
+    status = failure.status
+    headers = [*operation.problem_headers, *([_RETRY_AFTER] if status in _WITH_RETRY_AFTER else [])]
+    shown = {reason: {"value": msgspec.to_builtins(examples.problem(status, reason))} for reason in failure.reasons}
+    content = {"schema": {"$ref": _REF.format(name="Problem")}, "examples": shown}
+    return {
+        "description": failure.when,
+        "content": {"application/problem+json": content},
         **({"headers": {each.name: _header(each) for each in headers}} if headers else {}),
     }

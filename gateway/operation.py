@@ -1,12 +1,12 @@
 """One operation of the API: what it is called, what it takes and gives, and who answers it.
 
-The table of these (`gateway.routes`) makes both the routes and the OpenAPI document, so that neither
+The table of these (`gateway.table`) makes both the routes and the OpenAPI document, so that neither
 can say what the other does not.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from gateway.asgi import Request, Response
 
@@ -27,6 +27,15 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Link:
+    """What can be asked next. `parameters` are of that operation, as runtime expressions over this reply."""
+
+    name: str
+    operation: str
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Reply:
     """A reply that is no problem."""
 
@@ -36,11 +45,24 @@ class Reply:
     body: Any = None
     media_type: str = "application/json"
     headers: tuple[Parameter, ...] = ()
+    # One of that type.
+    example: Any = None
+    links: tuple[Link, ...] = ()
+    # Of an event stream: each event's name, and the type of its data.
+    events: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Failure(NamedTuple):
+    """A status of problems: when it happens, and the reasons that may stand in it."""
+
+    status: int
+    when: str
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A method of a path. `problems` are its statuses besides 500, each with when it happens."""
+    """A method of a path. `problems` are its failures besides 500."""
 
     name: str
     method: str
@@ -55,5 +77,5 @@ class Operation:
     body_required: bool = True
     # A body that can be sent as it is.
     example: Any = None
-    problems: tuple[tuple[int, str], ...] = ()
+    problems: tuple[Failure, ...] = ()
     problem_headers: tuple[Parameter, ...] = ()

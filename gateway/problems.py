@@ -47,7 +47,7 @@ _BY_REASON = {
     ErrorReason.READER_TOO_SLOW: 503,
     ErrorReason.KEY_REUSED: 422,
 }
-_RETRY_LATER = frozenset({429, 503})
+_RETRY_LATER = frozenset({429, 503, 504})
 
 _TITLES = {
     "INVALID_REQUEST": "The request is not valid",
@@ -115,7 +115,7 @@ class Naming:
 def problem(
     status: int, reason: str, detail: str, retry_after_s: int | None = None, errors: Sequence[FieldError] = ()
 ) -> Problem:
-    """A problem by its reason. Every 429 and 503 says when to try again."""
+    """A problem by its reason. Every 429, 503 and 504 says when to try again."""
     if retry_after_s is None and status in _RETRY_LATER:
         retry_after_s = 1
     title = _TITLES.get(reason) or HTTPStatus(status).phrase

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from mesh.requests import MAX_ALLOWED, MAX_ENERGY_KWH, MAX_POWER_KW
+from mesh.requests import MAX_ALLOWED, MAX_ENERGY_KWH, MAX_LIMIT_KW, MAX_POWER_KW
 
 _EXAMPLE_SESSION_ID = "north.0192f0c1-2a3b-7c4d-8e5f-0123456789ab"
 _EXAMPLE_TIME = "2026-03-01T12:00:00.000Z"
@@ -228,7 +228,12 @@ class LimitBody(Struct, forbid_unknown_fields=True):
     """One source's limit on a substation. The lowest active one counts."""
 
     limit_kw: Annotated[
-        float, Meta(description="Grid power in kW, 0 or more.", examples=[50.0], extra_json_schema={"minimum": 0})
+        float,
+        Meta(
+            description="Grid power in kW, 0 or more.",
+            examples=[50.0],
+            extra_json_schema={"minimum": 0, "maximum": MAX_LIMIT_KW},
+        ),
     ]
     start_at: (
         Annotated[datetime, Meta(tz=True, description="From when. Absent: at once.", examples=["2099-03-01T17:00:00Z"])]

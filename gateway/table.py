@@ -1,13 +1,20 @@
 """The table of operations: what is served, and what the document says of it."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from gateway import assets, openapi, pages, schemas
+from gateway import assets, examples, openapi, pages, schemas
 from gateway.asgi import HTML, JSON, Request, Response
-from gateway.operation import EVENT_STREAM, Operation, Parameter, Reply
+from gateway.operation import EVENT_STREAM, Failure, Link, Operation, Parameter, Reply
 from gateway.routes import KEY, Api
+
+
+def _any_case(word: str) -> str:
+    """A pattern: an enum of words that differ in case only would give generated clients the same name twice."""
+    return "".join(f"[{letter.lower()}{letter.upper()}]" for letter in word)
+
 
 _PRINTABLE_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[ -~]*$"}
 _SESSION_ID = Parameter(
@@ -15,7 +22,7 @@ _SESSION_ID = Parameter(
     "path",
     "The session, as its reply named it.",
     {"type": "string", "minLength": 1},
-    example="north.0192f0c1-2a3b-7c4d-8e5f-0123456789ab",
+    example=examples.SESSION_ID,
 )
 _SUBSTATION_ID = Parameter(
     "substation_id", "path", "The substation.", {"type": "string", "minLength": 1}, example="north"
@@ -24,7 +31,7 @@ _SOURCE = Parameter(
     "source",
     "path",
     "Whose limit, in any case: energy management, system operator, charging station operator, other.",
-    {"type": "string", "enum": [*(s.lower() for s in schemas.LimitSource), *schemas.LimitSource]},
+    {"type": "string", "pattern": f"^({'|'.join(map(_any_case, schemas.LimitSource))})$"},
     example="cso",
 )
 _LAST_EVENT_ID = Parameter(
@@ -45,25 +52,57 @@ _KEY_GIVEN = Parameter(
     "Makes a repeat safe: the same key with the same body is answered with the session it made the first time. "
     "Absent: the gateway makes one and says it in the reply.",
     _PRINTABLE_SCHEMA,
-    example="order-4711",
+    example=examples.KEY,
 )
-_KEY_ECHO = Parameter(KEY, "header", "The key of this request: repeat with it.", _PRINTABLE_SCHEMA)
-_LOCATION = Parameter("Location", "header", "The session's path.", {"type": "string"}, required=True)
+_KEY_ECHO = Parameter(
+    KEY, "header", "The key of this request: repeat with it.", _PRINTABLE_SCHEMA, example=examples.KEY
+)
+_LOCATION = Parameter(
+    "Location",
+    "header",
+    "The session's path.",
+    {"type": "string"},
+    required=True,
+    example=f"/v1/charges/{examples.SESSION_ID}",
+)
+_NOT_NOW = (
+    *("NO_CHARGE_POINT", "FLOOR_ABOVE_LIMIT", "TOO_MANY_WAITING", "NOT_ACCEPTING", "NO_SUBSTATION", "OVERLOADED"),
+    *("LEDGER_UNAVAILABLE", "SUBSTATION_UNREACHABLE", "BALANCER_UNREACHABLE", "OUTCOME_UNKNOWN", "GATEWAY_STOPPING"),
+)
 _ALSO_ENDED = "also those that ended within 24 hours"
 
 _UPSTREAM = (
-    (503, "The balancer or the substation cannot be reached, there are too many requests, or this gateway stops."),
-    (504, "No answer in time."),
+    Failure(
+        503,
+        "The balancer or the substation cannot be reached, there are too many requests, or this gateway stops.",
+        ("BALANCER_UNREACHABLE", "SUBSTATION_UNREACHABLE", "OVERLOADED", "GATEWAY_STOPPING", "STREAM_BROKEN"),
+    ),
+    Failure(504, "No answer in time.", ("DEADLINE_EXCEEDED",)),
+)
+_OPERATORS = (
+    Failure(
+        503,
+        "The balancer or the substation cannot be reached, or its ledger cannot be written.",
+        ("BALANCER_UNREACHABLE", "SUBSTATION_UNREACHABLE", "LEDGER_UNAVAILABLE", "OVERLOADED"),
+    ),
+    Failure(504, "No answer in time.", ("DEADLINE_EXCEEDED",)),
 )
 _BODY = (
-    (408, "The body came too slowly."),
-    (413, "The body is above 4 MiB."),
-    (415, "The body does not say that it is application/json."),
+    Failure(408, "The body came too slowly.", ("BODY_TOO_SLOW",)),
+    Failure(413, "The body is above 4 MiB.", ("BODY_TOO_LARGE",)),
+    Failure(415, "The body does not say that it is application/json.", ("UNSUPPORTED_MEDIA_TYPE",)),
 )
-_BAD = ((400, "Something in the request is wrong; `errors` names it."),)
-_NO_SESSION = ((404, "No such session."),)
-_NO_SUBSTATION = ((404, "No such substation."),)
-_EXAMPLE_CHARGE = {"vehicle_id": "EV-001", "energy_kwh": 20, "max_power_kw": 11}
+_WRONG = "Something in the request is wrong; `errors` names it."
+_BAD = (Failure(400, _WRONG, ("INVALID_REQUEST",)),)
+_BAD_BODY = (Failure(400, _WRONG, ("INVALID_REQUEST", "INVALID_JSON")), *_BODY)
+_NO_SESSION = (Failure(404, "No such session.", ("SESSION_NOT_FOUND",)),)
+_NO_SUBSTATION = (Failure(404, "No such substation.", ("SUBSTATION_NOT_FOUND",)),)
+
+
+def _links(expression: str) -> tuple[Link, ...]:
+    """What can be done with a session."""
+    named = {"session_id": expression}
+    return tuple(Link(name, name, named) for name in ("get_charge", "stop_charge", "watch_charge"))
 
 
 def operations(api: Api, version: str) -> list[Operation]:
@@ -117,19 +156,30 @@ def operations(api: Api, version: str) -> list[Operation]:
 
 
 def _charges(api: Api) -> list[Operation]:
+    of_session = _links("$response.body#/session/session_id")
+    charged = Reply(
+        201,
+        "Admitted; on the substation's disk.",
+        schemas.ChargeReply,
+        headers=(_LOCATION, _KEY_ECHO),
+        example=examples.CHARGE,
+        links=of_session,
+    )
     charge_problems = (
-        *_BAD,
-        *_BODY,
-        (409, "The attempt was given up before it arrived; repeat it."),
-        (422, "KEY_REUSED: the key belongs to another request."),
-        (429, "Too many requests."),
-        (
+        *_BAD_BODY,
+        Failure(409, "The attempt was given up before it arrived; repeat it.", ("ATTEMPT_FENCED",)),
+        Failure(422, "KEY_REUSED: the key belongs to another request.", ("KEY_REUSED",)),
+        Failure(429, "Too many requests.", ()),
+        Failure(
             503,
             "No power or plug now (NO_CHARGE_POINT, FLOOR_ABOVE_LIMIT, TOO_MANY_WAITING, NOT_ACCEPTING), more requests "
             "than can be served in time (OVERLOADED: nothing was done), nobody could "
             "be asked (NO_SUBSTATION, BALANCER_UNREACHABLE), or OUTCOME_UNKNOWN: repeat with the same key.",
+            _NOT_NOW,
         ),
-        (504, "No answer in time; OUTCOME_UNKNOWN: repeat with the same key."),
+        Failure(
+            504, "No answer in time; OUTCOME_UNKNOWN: repeat with the same key.", ("OUTCOME_UNKNOWN", "ATTEMPT_EXPIRED")
+        ),
     )
     return [
         Operation(
@@ -139,13 +189,10 @@ def _charges(api: Api) -> list[Operation]:
             "charges",
             "Charges one car.",
             api.charge,
-            (
-                Reply(201, "Admitted; on the substation's disk.", schemas.ChargeReply, headers=(_LOCATION, _KEY_ECHO)),
-                Reply(200, "The key was known: its session.", schemas.ChargeReply, headers=(_LOCATION, _KEY_ECHO)),
-            ),
+            (charged, replace(charged, status=200, description="The key was known: its session.")),
             parameters=(_KEY_GIVEN,),
             body=schemas.ChargeBody,
-            example=_EXAMPLE_CHARGE,
+            example=examples.CAR,
             problems=charge_problems,
             problem_headers=(_KEY_ECHO,),
         ),
@@ -156,11 +203,18 @@ def _charges(api: Api) -> list[Operation]:
             "charges",
             "Charges up to 1,000 cars.",
             api.charge_batch,
-            (Reply(200, "One outcome per item, in order. Each has its own status.", list[schemas.BatchOutcome]),),
+            (
+                Reply(
+                    200,
+                    "One outcome per item, in order. Each has its own status.",
+                    list[schemas.BatchOutcome],
+                    example=examples.OUTCOMES,
+                ),
+            ),
             "A bad or late item holds back no other.",
             body=list[schemas.BatchItem],
-            example=[{"request_id": "order-4711", **_EXAMPLE_CHARGE}],
-            problems=(*_BAD, *_BODY, *_UPSTREAM),
+            example=[{"request_id": examples.KEY, **examples.CAR}],
+            problems=(*_BAD_BODY, *_UPSTREAM),
         ),
         Operation(
             "list_charges",
@@ -169,7 +223,18 @@ def _charges(api: Api) -> list[Operation]:
             "charges",
             "Pages through sessions.",
             api.list_charges,
-            (Reply(200, "One page, in order of session_id within a substation.", schemas.SessionList),),
+            (
+                Reply(
+                    200,
+                    "One page, in order of session_id within a substation.",
+                    schemas.SessionList,
+                    example=schemas.SessionList([examples.SESSION], "bm9ydGg"),
+                    links=(
+                        *_links("$response.body#/sessions/0/session_id"),
+                        Link("next_page", "list_charges", {"page_token": "$response.body#/next_page_token"}),
+                    ),
+                ),
+            ),
             parameters=(
                 Parameter(
                     "page_size",
@@ -188,7 +253,7 @@ def _charges(api: Api) -> list[Operation]:
                 Parameter("vehicle_id", "query", "Only this car.", {"type": "string"}),
                 Parameter("substation_id", "query", "Only this substation.", {"type": "string"}),
             ),
-            problems=(*_BAD, *_UPSTREAM),
+            problems=(*_BAD, *_NO_SUBSTATION, *_UPSTREAM),
         ),
         Operation(
             "get_charge",
@@ -197,7 +262,15 @@ def _charges(api: Api) -> list[Operation]:
             "charges",
             "One session.",
             api.get_charge,
-            (Reply(200, "The session as it is now.", schemas.SessionReply),),
+            (
+                Reply(
+                    200,
+                    "The session as it is now.",
+                    schemas.SessionReply,
+                    example=schemas.SessionReply(examples.SESSION),
+                    links=of_session[1:],
+                ),
+            ),
             parameters=(_SESSION_ID,),
             problems=(*_BAD, *_NO_SESSION, *_UPSTREAM),
         ),
@@ -208,13 +281,21 @@ def _charges(api: Api) -> list[Operation]:
             "charges",
             "Ends a session.",
             api.stop_charge,
-            (Reply(200, "The session as it ended.", schemas.SessionReply),),
+            (
+                Reply(
+                    200,
+                    "The session as it ended.",
+                    schemas.SessionReply,
+                    example=schemas.SessionReply(examples.SESSION),
+                    links=of_session[:1],
+                ),
+            ),
             "Its power is free at once. A second stop changes nothing. The body may be absent.",
             parameters=(_SESSION_ID,),
             body=schemas.StopBody,
             body_required=False,
             example={"reason": "REMOTE"},
-            problems=(*_BAD, *_NO_SESSION, *_BODY, *_UPSTREAM),
+            problems=(*_BAD_BODY, *_NO_SESSION, *_UPSTREAM),
         ),
         Operation(
             "watch_charge",
@@ -228,8 +309,8 @@ def _charges(api: Api) -> list[Operation]:
                     200,
                     "`session` with a Session now, on every change and each second while it charges; last "
                     "`end` with a StreamEnd, or `error` with a Problem.",
-                    None,
-                    EVENT_STREAM,
+                    media_type=EVENT_STREAM,
+                    events={"session": schemas.Session, "end": schemas.StreamEnd, "error": schemas.Problem},
                 ),
                 Reply(204, "`Last-Event-ID` is that of `end`: there is nothing to come back for.", media_type=""),
             ),
@@ -240,8 +321,16 @@ def _charges(api: Api) -> list[Operation]:
 
 
 def _substations(api: Api) -> list[Operation]:
-    drained = (Reply(200, "The load after it.", schemas.LoadReply),)
-    limits = (Reply(200, "All that are set, and the load after it.", schemas.LimitsReply),)
+    drained = (Reply(200, "The load after it.", schemas.LoadReply, example=schemas.LoadReply(examples.LOAD)),)
+    limits = (
+        Reply(
+            200,
+            "All that are set, and the load after it.",
+            schemas.LimitsReply,
+            example=schemas.LimitsReply(examples.LOAD, [examples.LIMIT]),
+        ),
+    )
+    view = schemas.SubstationList([examples.SUBSTATION])
     return [
         Operation(
             "list_substations",
@@ -250,7 +339,7 @@ def _substations(api: Api) -> list[Operation]:
             "substations",
             "Every substation as the balancer knows it.",
             api.list_substations,
-            (Reply(200, "The load view.", schemas.SubstationList),),
+            (Reply(200, "The load view.", schemas.SubstationList, example=view),),
             problems=(*_BAD, *_UPSTREAM),
         ),
         Operation(
@@ -265,8 +354,8 @@ def _substations(api: Api) -> list[Operation]:
                     200,
                     "`substations` with a SubstationList now, on every change and each second; "
                     "last `error` with a Problem.",
-                    None,
-                    EVENT_STREAM,
+                    media_type=EVENT_STREAM,
+                    events={"substations": schemas.SubstationList, "error": schemas.Problem},
                 ),
             ),
             parameters=(_LAST_EVENT_ID,),
@@ -285,7 +374,7 @@ def _substations(api: Api) -> list[Operation]:
             parameters=(_SUBSTATION_ID, _SOURCE),
             body=schemas.LimitBody,
             example={"limit_kw": 50, "reason": "evening peak"},
-            problems=(*_BAD, *_NO_SUBSTATION, *_BODY, *_UPSTREAM),
+            problems=(*_BAD_BODY, *_NO_SUBSTATION, *_OPERATORS),
         ),
         Operation(
             "clear_limit",
@@ -296,7 +385,7 @@ def _substations(api: Api) -> list[Operation]:
             api.clear_limit,
             limits,
             parameters=(_SUBSTATION_ID, _SOURCE),
-            problems=(*_BAD, *_NO_SUBSTATION, *_UPSTREAM),
+            problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
         ),
         Operation(
             "drain",
@@ -308,7 +397,7 @@ def _substations(api: Api) -> list[Operation]:
             drained,
             "Also after a restart. Live sessions go on.",
             parameters=(_SUBSTATION_ID,),
-            problems=(*_BAD, *_NO_SUBSTATION, *_UPSTREAM),
+            problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
         ),
         Operation(
             "undrain",
@@ -319,7 +408,7 @@ def _substations(api: Api) -> list[Operation]:
             api.undrain,
             drained,
             parameters=(_SUBSTATION_ID,),
-            problems=(*_BAD, *_NO_SUBSTATION, *_UPSTREAM),
+            problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
         ),
     ]
 
@@ -333,7 +422,7 @@ def _itself(api: Api) -> list[Operation]:
             "gateway",
             "Whether the process runs.",
             api.healthz,
-            (Reply(200, "It does.", schemas.Health),),
+            (Reply(200, "It does.", schemas.Health, example=schemas.Health()),),
         ),
         Operation(
             "get_readiness",
@@ -342,8 +431,15 @@ def _itself(api: Api) -> list[Operation]:
             "gateway",
             "Whether charges can be placed.",
             api.readyz,
-            (Reply(200, "They can.", schemas.Readiness),),
-            problems=((503, "They cannot; `detail` says why."), (504, "The balancer did not answer in time.")),
+            (Reply(200, "They can.", schemas.Readiness, example=schemas.Readiness(3, 3)),),
+            problems=(
+                Failure(
+                    503,
+                    "They cannot; `detail` says why.",
+                    ("NO_SUBSTATION", "BALANCER_UNREACHABLE", "GATEWAY_STOPPING"),
+                ),
+                Failure(504, "The balancer did not answer in time.", ("DEADLINE_EXCEEDED",)),
+            ),
         ),
         Operation(
             "watch_grid",
@@ -359,8 +455,15 @@ def _itself(api: Api) -> list[Operation]:
                     "it is a state; `placed` (at, request_id, session_id, vehicle_id, max_power_kw, energy_kwh, "
                     "placement), `refused` and `in_doubt` (at, request_id, vehicle_id, problem) for what this gateway "
                     "itself did; `gap` (missed) where some of these are forgotten; last `error` with a Problem.",
-                    None,
-                    EVENT_STREAM,
+                    media_type=EVENT_STREAM,
+                    events={
+                        "substations": schemas.SubstationList,
+                        "placed": schemas.Placed,
+                        "refused": schemas.Refused,
+                        "in_doubt": schemas.Refused,
+                        "gap": schemas.Gap,
+                        "error": schemas.Problem,
+                    },
                 ),
             ),
             "It begins with the last 50 of what happened, or with all after `Last-Event-ID`, of which 1,000 are kept. "

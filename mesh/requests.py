@@ -21,6 +21,7 @@ ANONYMOUS = "anonymous"
 _ANY: frozenset[str] = frozenset()
 MAX_ENERGY_KWH = 1_000.0
 MAX_POWER_KW = 4_000.0
+MAX_LIMIT_KW = 1_000_000.0
 MAX_STAY_MS = 30 * 24 * 3_600_000
 MAX_ALLOWED = 64
 # Clocks of the mesh agree within this: the first hop adds it to not_after.

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2, reports_pb2
 from mesh.errors import InvalidRequest, Violation
 from mesh.model import LimitSource, StopReason
+from mesh.requests import MAX_LIMIT_KW
 from mesh.units import MJ_PER_KWH, kilowatt_hours, kilowatts, watts
 from substation.limits import Limit
 from substation.load import Report
@@ -21,7 +22,6 @@ _STOPPABLE = {
     StopReason.EMERGENCY_STOP,
     StopReason.OTHER,
 }
-_MAX_LIMIT_KW = 1_000_000.0
 # The last millisecond that a Timestamp may name.
 _END_OF_TIME_MS = 253_402_300_799_999
 
@@ -156,8 +156,8 @@ def _check_limit(message: operations_pb2.Limit, now: int) -> Iterable[Violation]
     yield from _check_source(message.source, "limit.source")
     if not message.HasField("limit_kw"):
         yield Violation("limit.limit_kw", "is required")
-    elif not (math.isfinite(message.limit_kw) and 0 <= message.limit_kw <= _MAX_LIMIT_KW):
-        yield Violation("limit.limit_kw", f"must be from 0 to {_MAX_LIMIT_KW:.0f}")
+    elif not (math.isfinite(message.limit_kw) and 0 <= message.limit_kw <= MAX_LIMIT_KW):
+        yield Violation("limit.limit_kw", f"must be from 0 to {MAX_LIMIT_KW:.0f}")
     start_ms = now
     if message.HasField("start_at"):
         start_ms = millis(message.start_at)

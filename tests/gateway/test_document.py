@@ -3,6 +3,7 @@
 import re
 from enum import StrEnum
 
+import jsonschema_rs
 import pytest
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
@@ -95,6 +96,26 @@ async def test_refusals_are_documented_with_retry_after_and_the_key(gateway: Gat
     assert set(responses["503"]["headers"]) == {"Retry-After", "Idempotency-Key"}
     assert set(responses["201"]["headers"]) == {"Location", "Idempotency-Key"}
     assert list(responses["503"]["content"]) == ["application/problem+json"]
+
+
+# Told of what is no operation, in the stream of one, or only to balancers.
+ELSEWHERE = {"PATH_NOT_FOUND", "METHOD_NOT_ALLOWED", "READER_TOO_SLOW", "ATTEMPT_NEWER"}
+
+
+async def test_every_reason_is_shown_and_every_example_fits_its_schema(gateway: Gateway) -> None:
+    document = (await gateway.http.get("/openapi.json")).json()
+    operations = [each for methods in document["paths"].values() for each in methods.values()]
+    shown: set[str] = set()
+    for status, reply in (item for each in operations for item in each["responses"].items()):
+        for media, content in reply.get("content", {}).items():
+            schema = {**content["schema"], "components": document["components"]}
+            examples = [each["value"] for each in content.get("examples", {}).values()]
+            for example in [*examples, *([content["example"]] if "example" in content else [])]:
+                jsonschema_rs.Draft202012Validator(schema).validate(example)
+            if media == "application/problem+json":
+                shown |= set(content["examples"])
+                assert all(str(example["status"]) == status for example in examples)
+    assert shown == set(_TITLES) - ELSEWHERE
 
 
 async def test_the_example_of_the_document_charges_a_car(gateway: Gateway) -> None:

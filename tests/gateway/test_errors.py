@@ -53,7 +53,7 @@ from tests.gateway.test_bad_requests import a_problem
         (Unavailable(ErrorReason.SUBSTATION_UNREACHABLE, "gone"), 503, "1"),
         (PreconditionFailed(ErrorReason.KEY_REUSED, "another car"), 422, None),
         (PreconditionFailed(ErrorReason.ATTEMPT_NEWER, "newer"), 400, None),
-        (AttemptExpired(ErrorReason.ATTEMPT_EXPIRED, "late"), 504, None),
+        (AttemptExpired(ErrorReason.ATTEMPT_EXPIRED, "late"), 504, "1"),
         (AttemptFenced(ErrorReason.ATTEMPT_FENCED, "fenced"), 409, None),
         (NotFound(ErrorReason.SESSION_NOT_FOUND, "no session"), 404, None),
         (NotFound(ErrorReason.SUBSTATION_NOT_FOUND, "no substation"), 404, None),
