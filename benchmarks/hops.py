@@ -37,6 +37,7 @@ from gateway.metrics import HttpMetrics
 from gateway.routes import MAX_LARGE_BODIES, Api
 from gateway.table import operations
 from gateway.upstream import Balancer
+from gateway.waiting import Waiting
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh.admission import Admission, Bound
 from mesh.clock import Clock, SystemClock
@@ -214,19 +215,20 @@ class _Transport:
 
 
 def _gateway(aside: Aside) -> ASGIApp:
-    rng, metrics = Random(1), HttpMetrics(CollectorRegistry())
+    rng, metrics, stopping = Random(1), HttpMetrics(CollectorRegistry()), asyncio.Event()
     balancers = _Balancers(_Balancer(Behind("a", aside)))
     api = Api(
         balancers,
         CLOCK,
         rng,
-        asyncio.Event(),
+        stopping,
         TIMEOUT_S,
         Admission(MOST_CALLS, rng),
         Bound(MOST_CALLS, "event streams"),
         Bound(MAX_LARGE_BODIES, "large bodies"),
         metrics.dropped.inc,
         Live(balancers, CLOCK),
+        Waiting(stopping),
     )
     return app.build(operations(api, "0"), metrics)
 

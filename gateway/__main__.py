@@ -13,6 +13,7 @@ from gateway.metrics import HttpMetrics
 from gateway.routes import MAX_LARGE_BODIES, Api
 from gateway.settings import GatewaySettings
 from gateway.table import operations
+from gateway.waiting import Waiting
 from mesh import tracing
 from mesh.admission import Admission, Bound
 from mesh.clock import SystemClock
@@ -44,6 +45,7 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
         Bound(MAX_LARGE_BODIES, "large bodies"),
         metrics.dropped.inc,
         Live(balancers, clock),
+        Waiting(stopping),
     )
     table = operations(api, _version())
     port = listener.getsockname()[1]

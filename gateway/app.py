@@ -47,7 +47,8 @@ class _App:
         request = Request(scope, receive, params)
         response = _nowhere() if path is None else await path.respond(request)
         route = UNMATCHED if path is None else path.template
-        self._metrics.observe(route, request.method, response.status, response.reason, clock.seconds() - started)
+        took_s = clock.seconds() - started - request.waited_s
+        self._metrics.observe(route, request.method, response.status, response.reason, took_s)
         await response.send(request, send)
 
     def _find(self, said: str) -> tuple["_Path | None", Mapping[str, str]]:

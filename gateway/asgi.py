@@ -31,13 +31,15 @@ class Disconnected(Exception):
 class Request:
     """One request. `params` are the parts of its path that the route names."""
 
-    __slots__ = ("_first", "method", "params", "receive", "scope")
+    __slots__ = ("_first", "method", "params", "receive", "scope", "waited_s")
 
     def __init__(self, scope: Scope, receive: Receive, params: Mapping[str, str]) -> None:
         self.scope = scope
         self.receive = receive
         self.params = params
         self.method: str = scope["method"]
+        # How long it waited because its client had asked for that.
+        self.waited_s = 0.0
         self._first: dict[bytes, bytes] = dict(scope["headers"])
 
     def given(self, name: bytes) -> list[str]:
@@ -68,6 +70,11 @@ class Request:
     def gone(self) -> bool:
         """Whether the client has left, as far as its connection has been read."""
         return bool(self.scope["extensions"][CONNECTION]["transport"].is_closing())
+
+    async def left(self) -> None:
+        """Returns when the client has left. Only after the whole body."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     async def part(self) -> tuple[bytes, bool]:
         """The next part of the body, and whether there is more. Disconnected when it will not come."""

@@ -22,7 +22,7 @@ class HttpMetrics:
         )
         self.duration = Histogram(
             "http_request_duration_seconds",
-            "Time until the reply begins.",
+            "Time until the reply begins, without what a client asked to wait.",
             ("route", "method"),
             buckets=LATENCY_BUCKETS,
             registry=registry,

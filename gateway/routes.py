@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-from gateway import bodies, problems, queries, schemas, translate
+from gateway import bodies, preferences, problems, queries, schemas, translate
 from gateway.asgi import JSON, Header, Request, Response, empty
 from gateway.balancers import Balancers
 from gateway.batch import Batch
@@ -17,12 +18,19 @@ from gateway.events import END, Event, EventStream, Relayed, Source
 from gateway.live import Live
 from gateway.problems import Naming, ProblemError
 from gateway.queries import Query
+from gateway.waiting import Tries, Waiting, may_wait
 from gridmesh.v1 import charging_pb2, load_pb2, operations_pb2
 from mesh.admission import Admission, Bound, expired
+from mesh.charge import Charge
 from mesh.clock import Clock, seconds
-from mesh.errors import MeshError
+from mesh.coalescing import Charged
+from mesh.errors import InvalidRequest, MeshError
 from mesh.ids import is_printable, uuid7
-from mesh.requests import CLOCK_TOLERANCE_MS
+from mesh.model import ErrorReason
+from mesh.requests import CLOCK_TOLERANCE_MS, key_of, parse_charge
+
+# The request, anew for each time it is sent.
+Attempt: TypeAlias = Callable[[], charging_pb2.ChargeRequest]
 
 MAX_BATCH = 1_000
 # Of 4 MiB each.
@@ -36,9 +44,15 @@ _BATCH = bodies.ArrayReader(schemas.BatchItem)
 _STOP = bodies.Reader(schemas.StopBody)
 _LIMIT = bodies.Reader(schemas.LimitBody)
 
+_NO_CAR = schemas.ChargeBody(vehicle_id="", max_power_kw=0)
+
 KEY = "Idempotency-Key"
+PREFER = "Prefer"
+APPLIED = "Preference-Applied"
 _KEY = KEY.lower().encode()
 _LAST_EVENT_ID = b"last-event-id"
+_PREFER = PREFER.lower().encode()
+_APPLIED = APPLIED.lower().encode()
 _OF_CHARGE = Naming("#", {"request_id": KEY})
 _OF_LIST = Naming(parameters={"states": "state"})
 _OF_SESSION = Naming("#", {"session_id": "session_id"})
@@ -67,6 +81,7 @@ class Api:
     on_drop: Callable[[], None]
     # Is told what is placed and refused, and tells whoever watches.
     live: Live
+    waiting: Waiting
 
     # --- charges -----------------------------------------------------------------------------------
 
@@ -75,6 +90,8 @@ class Api:
         queries.none(request)
         key = self._key(request)
         vehicle_id: str | None = None
+        prefer = request.given(_PREFER)
+        wait_s = preferences.wait_s(prefer) if prefer else 0
         try:
             body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
             with self._admitted():
@@ -82,27 +99,82 @@ class Api:
                 car = _CHARGE.decode(body)
                 vehicle_id = car.vehicle_id
                 await self._still_there(request)
-                answer = await self.balancers.charge(
-                    lambda: translate.charge_request(car, key, self._new_id(), self._not_after_ms()), _OF_CHARGE
-                )
+                attempt = partial(self._attempt, car, key)
+                answer = await self._at_once(attempt, wait_s)
+            if not isinstance(answer, Charged):
+                answer = await self._in_line(request, key, attempt, wait_s, answer)
         except MeshError as error:
             problem = problems.of_mesh(error, _OF_CHARGE)
             problems.log_charge(key, problem)
             self.live.refused(key, vehicle_id, problem)
-            raise ProblemError(problem, _echo(key)) from None
+            raise ProblemError(problem, _echo(key, wait_s)) from None
         except ProblemError as error:
             if not error.told:
                 problems.log_charge(key, error.problem)
             self.live.refused(key, vehicle_id, error.problem)
-            raise ProblemError(error.problem, {**error.headers, **_echo(key)}) from None
+            raise ProblemError(error.problem, {**error.headers, **_echo(key, wait_s)}) from None
         charged = answer.response
         location = f"/v1/charges/{charged.session.session_id}".encode("latin-1")
         headers = [(b"location", location), (_KEY, key.encode("latin-1"))]
+        if wait_s:
+            headers.append((_APPLIED, b"wait=%d" % wait_s))
         reply = translate.charge_reply(charged, answer.load)
         if charged.repeated:
             return _json(reply, 200, headers)
         self.live.placed(reply)
         return _json(reply, 201, headers)
+
+    def _attempt(self, car: schemas.ChargeBody, key: str) -> charging_pb2.ChargeRequest:
+        return translate.charge_request(car, key, self._new_id(), self._not_after_ms())
+
+    async def _at_once(self, attempt: Attempt, wait_s: int) -> Charged | ProblemError | None:
+        """The charge; or what refused it, if its client would rather wait; or None: others wait already."""
+        if self.waiting and self._placeable(attempt()):
+            return None
+        try:
+            return await self.balancers.charge(attempt, _OF_CHARGE)
+        except ProblemError as error:
+            if not (wait_s and may_wait(error.problem)):
+                raise
+            return error
+
+    async def _in_line(
+        self, request: Request, key: str, attempt: Attempt, wait_s: int, refused: ProblemError | None
+    ) -> Charged:
+        charge = self._placeable(attempt())
+        if charge is None:  # it left just now
+            return await self._tried(attempt)
+        started = seconds()
+        tries = Tries(partial(self._tried, attempt), partial(self._known, key), request.left)
+        try:
+            return await self.waiting.charge(charge, wait_s, tries, refused)
+        finally:
+            request.waited_s = seconds() - started
+
+    def _placeable(self, request: charging_pb2.ChargeRequest) -> Charge | None:
+        """What it asks for; None where that is wrong, also for a repeat of what was right when it was said."""
+        try:
+            return parse_charge(request, key_of(request), self.clock.now_ms(), with_body=False)
+        except InvalidRequest:
+            return None
+
+    async def _tried(self, attempt: Attempt) -> Charged:
+        try:
+            with self._admitted():
+                return await self.balancers.charge(attempt, _OF_CHARGE)
+        except MeshError as error:
+            raise ProblemError(problems.of_mesh(error, _OF_CHARGE)) from None
+
+    async def _known(self, key: str) -> bool:
+        """Whether the key has a session. A request with nothing but a key is wrong, which the mesh looks at second."""
+        try:
+            await self._tried(partial(self._attempt, _NO_CAR, key))
+        except ProblemError as error:
+            if error.problem.reason == ErrorReason.INVALID_REQUEST.name:
+                return False
+            if error.problem.reason != ErrorReason.KEY_REUSED.name:
+                raise
+        return True
 
     async def charge_batch(self, request: Request) -> Response:
         """Admits many cars; each has its own outcome."""
@@ -156,6 +228,7 @@ class Api:
             reason=charging_pb2.StopReason.Value(f"STOP_REASON_{reason or 'UNSPECIFIED'}"),
         )
         answer = await self.balancers.call(lambda to: to.charging.StopSession, asked, _OF_SESSION)
+        self.waiting.freed()
         return _json(schemas.SessionReply(translate.session(answer.session)))
 
     async def watch_charge(self, request: Request) -> Response:
@@ -198,6 +271,7 @@ class Api:
         body = await self._body(request, _LIMIT)
         asked = translate.limit_request(request.params["substation_id"], source, body)
         answer = await self.balancers.call(lambda to: to.operations.SetLimit, asked, _OF_LIMIT)
+        self.waiting.freed()
         return _json(translate.limits_reply(answer))
 
     async def clear_limit(self, request: Request) -> Response:
@@ -208,6 +282,7 @@ class Api:
             source=load_pb2.LimitSource.Value(f"LIMIT_SOURCE_{_source(request)}"),
         )
         answer = await self.balancers.call(lambda to: to.operations.ClearLimit, asked, _OF_LIMIT)
+        self.waiting.freed()
         return _json(translate.limits_reply(answer))
 
     async def drain(self, request: Request) -> Response:
@@ -222,6 +297,7 @@ class Api:
         queries.none(request)
         asked = operations_pb2.UndrainRequest(substation_id=request.params["substation_id"])
         answer = await self.balancers.call(lambda to: to.operations.Undrain, asked, _OF_SUBSTATION)
+        self.waiting.freed()
         return _json(schemas.LoadReply(translate.load(answer.load)))
 
     # --- the gateway itself ------------------------------------------------------------------------
@@ -295,9 +371,10 @@ class Api:
         return self.clock.now_ms() + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
 
 
-def _echo(key: str) -> dict[str, str]:
+def _echo(key: str, wait_s: int) -> dict[str, str]:
     """Also on errors, so that a client whose key we made can repeat with it."""
-    return {KEY: key} if is_printable(key) else {}
+    said = {KEY: key} if is_printable(key) else {}
+    return {**said, APPLIED: f"wait={wait_s}"} if wait_s else said
 
 
 class _Admitted:

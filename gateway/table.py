@@ -8,7 +8,7 @@ import msgspec
 from gateway import assets, examples, openapi, pages, schemas
 from gateway.asgi import HTML, JSON, Request, Response
 from gateway.operation import EVENT_STREAM, Failure, Link, Operation, Parameter, Reply
-from gateway.routes import KEY, Api
+from gateway.routes import APPLIED, KEY, PREFER, Api
 
 
 def _any_case(word: str) -> str:
@@ -56,6 +56,22 @@ _KEY_GIVEN = Parameter(
 )
 _KEY_ECHO = Parameter(
     KEY, "header", "The key of this request: repeat with it.", _PRINTABLE_SCHEMA, example=examples.KEY
+)
+_PREFER = Parameter(
+    PREFER,
+    "header",
+    "`wait=N` (RFC 7240): where every plug is taken, or the power or the operator does not allow one more car, wait "
+    "up to N seconds, 60 at most, for that to change. Those that wait are served in the order in which they came; who "
+    "leaves gives its place up. After N seconds, or where too many wait, the refusal is told.",
+    {"type": "string"},
+    example="wait=1",
+)
+_APPLIED = Parameter(
+    APPLIED,
+    "header",
+    "The wait that counted. Absent: none was asked for.",
+    {"type": "string", "pattern": "^wait=[1-9][0-9]?$"},
+    example="wait=1",
 )
 _LOCATION = Parameter(
     "Location",
@@ -161,7 +177,7 @@ def _charges(api: Api) -> list[Operation]:
         201,
         "Admitted; on the substation's disk.",
         schemas.ChargeReply,
-        headers=(_LOCATION, _KEY_ECHO),
+        headers=(_LOCATION, _KEY_ECHO, _APPLIED),
         example=examples.CHARGE,
         links=of_session,
     )
@@ -190,11 +206,11 @@ def _charges(api: Api) -> list[Operation]:
             "Charges one car.",
             api.charge,
             (charged, replace(charged, status=200, description="The key was known: its session.")),
-            parameters=(_KEY_GIVEN,),
+            parameters=(_KEY_GIVEN, _PREFER),
             body=schemas.ChargeBody,
             example=examples.CAR,
             problems=charge_problems,
-            problem_headers=(_KEY_ECHO,),
+            problem_headers=(_KEY_ECHO, _APPLIED),
         ),
         Operation(
             "charge_batch",

@@ -18,6 +18,7 @@ from gateway.live import Live
 from gateway.metrics import HttpMetrics
 from gateway.routes import Api
 from gateway.table import operations
+from gateway.waiting import Waiting
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, operations_pb2, operations_pb2_grpc
 from mesh.admission import Admission, Bound
 from mesh.clock import SystemClock
@@ -258,8 +259,8 @@ async def gateway_before(
     admission, streams = Admission(most, Random(7)), Bound(most, "event streams")
     large, metrics = Bound(1, "large bodies"), HttpMetrics(registry)
     clock, dropped = SystemClock(), metrics.dropped.inc
-    live = Live(balancers, clock)
-    api = Api(balancers, clock, Random(7), stopping, heartbeat_s, admission, streams, large, dropped, live)
+    live, waiting = Live(balancers, clock), Waiting(stopping)
+    api = Api(balancers, clock, Random(7), stopping, heartbeat_s, admission, streams, large, dropped, live, waiting)
     application = app.build(operations(api, "0.1.0"), metrics)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))

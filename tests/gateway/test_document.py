@@ -93,8 +93,8 @@ async def test_refusals_are_documented_with_retry_after_and_the_key(gateway: Gat
     document = (await gateway.http.get("/openapi.json")).json()
     responses = document["paths"]["/v1/charges"]["post"]["responses"]
     assert set(responses) == {"200", "201", "400", "408", "409", "413", "415", "422", "429", "500", "503", "504"}
-    assert set(responses["503"]["headers"]) == {"Retry-After", "Idempotency-Key"}
-    assert set(responses["201"]["headers"]) == {"Location", "Idempotency-Key"}
+    assert set(responses["503"]["headers"]) == {"Retry-After", "Idempotency-Key", "Preference-Applied"}
+    assert set(responses["201"]["headers"]) == {"Location", "Idempotency-Key", "Preference-Applied"}
     assert list(responses["503"]["content"]) == ["application/problem+json"]
 
 
