@@ -8,6 +8,7 @@ import structlog
 
 from gateway import app, server
 from gateway.balancers import Balancers
+from gateway.cors import Cors
 from gateway.live import Live
 from gateway.metrics import HttpMetrics
 from gateway.routes import MAX_LARGE_BODIES, Api
@@ -48,10 +49,11 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
         Waiting(stopping),
     )
     table = operations(api, _version())
+    cors = Cors(settings.cors_origins) if settings.cors_origins else None
     port = listener.getsockname()[1]
     log.info("listening", host=settings.host, port=port, metrics_port=page.port, balancers=list(settings.balancers))
     try:
-        await server.serve(app.build(table, metrics), listener, stopping, settings.grace_s)
+        await server.serve(app.build(table, metrics, cors), listener, stopping, settings.grace_s)
     finally:
         await balancers.close()
         page.close()

@@ -7,6 +7,7 @@ import structlog
 
 from gateway import problems
 from gateway.asgi import ASGIApp, Receive, Request, Response, Scope, Send
+from gateway.cors import Cors
 from gateway.metrics import UNMATCHED, HttpMetrics
 from gateway.operation import EVENT_STREAM, Handler, Operation
 from gateway.problems import Naming, ProblemError
@@ -22,22 +23,23 @@ _TRACEPARENT = tracing.TRACEPARENT.encode()
 _NO_PARAMS: Mapping[str, str] = {}
 
 
-def build(operations: Iterable[Operation], metrics: HttpMetrics) -> ASGIApp:
-    """The whole application."""
+def build(operations: Iterable[Operation], metrics: HttpMetrics, cors: Cors | None = None) -> ASGIApp:
+    """The whole application. Without `cors` browsers let no page of another origin read a reply."""
     by_path: dict[str, dict[str, Handler]] = {}
     for operation in operations:
         handlers = by_path.setdefault(operation.path, {})
         handlers[operation.method] = operation.handler
         if operation.method == "GET" and not any(reply.media_type == EVENT_STREAM for reply in operation.replies):
             handlers["HEAD"] = operation.handler  # the server leaves the body out; a stream would have nothing else
-    return _App([_Path(path, handlers) for path, handlers in by_path.items()], metrics)
+    return _App([_Path(path, handlers) for path, handlers in by_path.items()], metrics, cors)
 
 
 class _App:
     """Finds the path, and counts each request once, when its reply begins: an event stream has no end to wait for."""
 
-    def __init__(self, paths: Iterable["_Path"], metrics: HttpMetrics) -> None:
+    def __init__(self, paths: Iterable["_Path"], metrics: HttpMetrics, cors: Cors | None) -> None:
         self._metrics = metrics
+        self._cors = cors
         self._plain = {path.template: path for path in paths if "{" not in path.template}
         self._with_params = [path for path in paths if "{" in path.template]
 
@@ -45,7 +47,11 @@ class _App:
         started = clock.seconds()
         path, params = self._find(scope["path"])
         request = Request(scope, receive, params)
-        response = _nowhere() if path is None else await path.respond(request)
+        response = None if self._cors is None or path is None else self._cors.preflight(request, path.allow)
+        if response is None:
+            response = _nowhere() if path is None else await path.respond(request)
+        if self._cors is not None:
+            response.headers = [*response.headers, *self._cors.headers(request)]
         route = UNMATCHED if path is None else path.template
         took_s = clock.seconds() - started - request.waited_s
         self._metrics.observe(route, request.method, response.status, response.reason, took_s)
@@ -67,7 +73,7 @@ class _Path:
         self.template = template
         self.pattern = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(template)))
         self._handlers = handlers
-        self._allow = ", ".join(sorted(self._handlers))
+        self.allow = ", ".join(sorted(self._handlers))
 
     async def respond(self, request: Request) -> Response:
         """The response within the client's trace, if it said one. A span ends where the response begins."""
@@ -86,8 +92,8 @@ class _Path:
     async def _respond(self, request: Request) -> Response:
         handler = self._handlers.get(request.method)
         if handler is None:
-            detail = f"{self.template} takes {self._allow}"
-            return problems.response(problems.problem(405, "METHOD_NOT_ALLOWED", detail), {"Allow": self._allow})
+            detail = f"{self.template} takes {self.allow}"
+            return problems.response(problems.problem(405, "METHOD_NOT_ALLOWED", detail), {"Allow": self.allow})
         try:
             return await handler(request)
         except ProblemError as error:

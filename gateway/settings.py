@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gateway.cors import origin
 from mesh.settings import ServiceSettings, StartupError, address, setting, within
 
 
@@ -24,6 +25,9 @@ class GatewaySettings(ServiceSettings):
         15.0,
         "seconds of silence after which an event stream sends a comment, so that proxies keep it",
         within(0.05, 60),
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (), "origins whose pages may call it from a browser, separated by commas, or * for any; empty: none", origin
     )
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway import app, server
 from gateway.balancers import Balancers
+from gateway.cors import Cors
 from gateway.live import Live
 from gateway.metrics import HttpMetrics
 from gateway.routes import Api
@@ -251,6 +252,7 @@ async def gateway_before(
     heartbeat_s: float = 15.0,
     most: int = 1_000,
     others: Sequence[int] = (),
+    cors: Cors | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway whose balancer is, or will be, at `port`, and more of them at `others`."""
     listener = server.bind("127.0.0.1", 0)
@@ -261,7 +263,7 @@ async def gateway_before(
     clock, dropped = SystemClock(), metrics.dropped.inc
     live, waiting = Live(balancers, clock), Waiting(stopping)
     api = Api(balancers, clock, Random(7), stopping, heartbeat_s, admission, streams, large, dropped, live, waiting)
-    application = app.build(operations(api, "0.1.0"), metrics)
+    application = app.build(operations(api, "0.1.0"), metrics, cors)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))
     try:
