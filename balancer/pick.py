@@ -72,7 +72,9 @@ class Obstacle(IntEnum):
     NOT_ALLOWED = 7
 
 
-# What a caller hears when this is the least obstacle, and after how many milliseconds it may have gone.
+# What a caller hears when this is the least obstacle, and after how many milliseconds it may have gone. For a plug that
+# is where nobody knows who leaves next: else until then, within these.
+_PLUG_LEAST_MS, _PLUG_MOST_MS = 1_000, 3_600_000
 _ANSWERS: dict[Obstacle, tuple[type[MeshError], ErrorReason, str, int]] = {
     Obstacle.PLUG: (Refused, ErrorReason.NO_CHARGE_POINT, "every charge point is taken", 15_000),
     Obstacle.POWER: (Refused, ErrorReason.FLOOR_ABOVE_LIMIT, "the car's floor is above the limit in force", 30_000),
@@ -320,6 +322,11 @@ class Picker:
         kind, reason, message, retry_after_ms = _ANSWERS[least]
         if least is Obstacle.EJECTED:
             retry_after_ms = max(100, min(self._ejections.wait_ms(known.address, now) or 1_000 for known in left))
+        if least is Obstacle.PLUG:
+            loads = [k.load for k in left if k.load and self._obstacle(k, charge, now) is Obstacle.PLUG]
+            free_ms = min((load.next_free_ms for load in loads if load.next_free_ms is not None), default=None)
+            if free_ms is not None:
+                retry_after_ms = max(_PLUG_LEAST_MS, min(free_ms - now, _PLUG_MOST_MS))
         return kind(reason, message, retry_after_ms)
 
 

@@ -63,6 +63,8 @@ class Load(NamedTuple):
     over_limit_s: float = 0.0
     # None when it does not say, as one of an older version.
     ahead: Outlook | None = None
+    # When a charge point should become free, by the substation's clock, where none is and it knows.
+    next_free_ms: int | None = None
 
 
 class Received(Enum):

@@ -77,6 +77,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         time_scale=scale,
         over_limit_s=report.over_limit_seconds,
         ahead=_ahead_of(report),
+        next_free_ms=_millis(report.next_free_at) if report.HasField("next_free_at") else None,
     )
 
 
@@ -122,6 +123,8 @@ def report_of(load: Load) -> load_pb2.LoadReport:
         report.evenly_kwh.extend(map(kilowatt_hours, load.ahead.evenly_mj[1:]))
         report.at_latest_kwh.extend(map(kilowatt_hours, load.ahead.at_latest_mj[1:]))
     report.generated_at.FromMilliseconds(load.generated_at_ms)
+    if load.next_free_ms is not None:
+        report.next_free_at.FromMilliseconds(load.next_free_ms)
     return report
 
 

@@ -342,6 +342,17 @@ class LoadReport(Struct):
     over_limit_seconds: (
         Annotated[float, Meta(description="Seconds over the limit since its start. Stays 0.")] | UnsetType
     ) = UNSET
+    next_free_at: (
+        Annotated[
+            str,
+            Meta(
+                description="When a charge point should become free, where none is and that is known.",
+                examples=[_EXAMPLE_TIME],
+                extra_json_schema={"format": "date-time"},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class ChargeReply(Struct):

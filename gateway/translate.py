@@ -207,6 +207,7 @@ def load(message: load_pb2.LoadReport) -> schemas.LoadReport:
         not_accepting_reason=_NOT_ACCEPTING.get(message.not_accepting_reason, UNSET),
         time_scale=message.time_scale if has("time_scale") else UNSET,
         over_limit_seconds=message.over_limit_seconds if has("over_limit_seconds") else UNSET,
+        next_free_at=_time(message, "next_free_at"),
     )
 
 

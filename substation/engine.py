@@ -96,6 +96,8 @@ class Engine:
         self._no_call = copy_context()
         # What is promised; made when somebody asks, and made anew after a second or under another limit.
         self._ahead: Ahead | None = None
+        # When a charge point should become free; looked for where none is, as often as what is ahead.
+        self._next_free_ms: int | None = None
         # What was reported last; None when that has changed.
         self._report: Report | None = None
         # Why the ledger could not be written at the last try; empty when it could.
@@ -235,8 +237,15 @@ class Engine:
             return self._report
         if self._ahead is None or now - self._ahead.made_ms >= _AHEAD_MS:
             self._ahead = Ahead(self._station.sessions(), self._load.limit_w, config.time_scale, now)
+            self._next_free_ms = None
+        if self._load.free_charge_points:
+            self._next_free_ms = None
+        elif self._next_free_ms is None:
+            self._next_free_ms = self._station.next_free_ms()
         ahead = self._ahead.outlook()
-        self._report = Report(config.substation_id, self.epoch, config.time_scale, now, self._load, ahead)
+        self._report = Report(
+            config.substation_id, self.epoch, config.time_scale, now, self._load, ahead, self._next_free_ms
+        )
         return self._report
 
     @property

@@ -42,6 +42,8 @@ class Report:
     generated_ms: int
     load: Load
     ahead: Outlook
+    # When a charge point should become free, where none is and that is known.
+    next_free_ms: int | None = None
 
 
 # What one session adds to the sums: committed and measured watts; of an active one also demand, what is required of

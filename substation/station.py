@@ -394,13 +394,14 @@ class Station:
             limit_w=self._power.budget.limit_w,
             floors_w=self._floors_w,
             limit_ends_ms=self._power.limit_ends_ms,
-            next_free_ms=self._next_free_ms,
+            next_free_ms=self.next_free_ms,
         )
 
     def _floors_w(self) -> int:
         return self._live.sums().floor_w
 
-    def _next_free_ms(self) -> int | None:
+    def next_free_ms(self) -> int | None:
+        """When the first of the live sessions should end, where any says."""
         ends = (self.expected_end_ms(session) for session in self._live)
         return min((at for at in ends if at is not None), default=None)
 

@@ -108,6 +108,7 @@ def load_report(report: Report) -> load_pb2.LoadReport:
         over_limit_seconds=load.over_limit_ms / 1000,
         evenly_kwh=[mj / MJ_PER_KWH for mj in report.ahead.evenly_mj[1:]],
         at_latest_kwh=[mj / MJ_PER_KWH for mj in report.ahead.at_latest_mj[1:]],
+        next_free_at=None if report.next_free_ms is None else timestamp(report.next_free_ms),
     )
 
 

@@ -103,6 +103,23 @@ def test_the_obstacle_that_goes_away_soonest_explains_the_refusal() -> None:
     assert error.reason is ErrorReason.NO_CHARGE_POINT
 
 
+@pytest.mark.parametrize(
+    ("free_at", "retry_ms"),
+    [
+        ((NOW + 40_000, NOW + 20_000, None), 20_000),
+        ((None, None, None), 15_000),
+        ((NOW - 5_000, None, None), 1_000),
+        ((NOW + 86_400_000, None, None), 3_600_000),
+    ],
+)
+def test_where_every_plug_is_taken_the_retry_delay_is_until_the_first_should_be_free(
+    free_at: tuple[int | None, ...], retry_ms: int
+) -> None:
+    full = [load(name, free_charge_points=0, next_free_ms=at) for name, at in zip("abc", free_at, strict=True)]
+    drained = load("d", accepting=False, next_free_ms=NOW + 2_000)
+    assert refused(desk_of(*full, drained)).retry_after_ms == retry_ms
+
+
 def test_only_allowed_substations_are_asked() -> None:
     desk = desk_of(load("a"), load("b", demand_w=99_000))
     assert picked(desk, allowed=frozenset({"b"})).substation_id == "b"

@@ -175,6 +175,20 @@ async def test_after_the_time_the_refusal_is_told(http: httpx.AsyncClient) -> No
     assert int(reply.headers["retry-after"]) >= 1
 
 
+async def test_the_time_to_come_again_is_when_the_first_car_should_leave(http: httpx.AsyncClient) -> None:
+    for substation, seconds in (("a", 100), ("b", 200)):
+        car = {**CAR, "allowed_substation_ids": [substation], "departure_in": f"{seconds}s"}
+        assert (await http.post("/v1/charges", json=car)).status_code == 201
+
+    async def told(*only: str) -> int:
+        return int((await charge(http, new_key(), *only)).headers["retry-after"])
+
+    async def known() -> bool:
+        return 60 < await told() <= 101 and 160 < await told("b") <= 201
+
+    await eventually(known, 5, "departures are known")
+
+
 async def test_what_time_does_not_cure_is_told_at_once(http: httpx.AsyncClient) -> None:
     await filled(http)
     bad = await http.post("/v1/charges", json={**CAR, "max_power_kw": -1}, headers=WAIT_30)

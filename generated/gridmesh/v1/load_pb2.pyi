@@ -111,6 +111,7 @@ class LoadReport(_message.Message):
     OVER_LIMIT_SECONDS_FIELD_NUMBER: _builtins.int
     EVENLY_KWH_FIELD_NUMBER: _builtins.int
     AT_LATEST_KWH_FIELD_NUMBER: _builtins.int
+    NEXT_FREE_AT_FIELD_NUMBER: _builtins.int
     substation_id: _builtins.str
     epoch: _builtins.int
     """Larger on every start of the substation. Reports of an older epoch are to be ignored."""
@@ -170,6 +171,12 @@ class LoadReport(_message.Message):
         under limit x time; what is over is lost.
         """
 
+    @_builtins.property
+    def next_free_at(self) -> _timestamp_pb2.Timestamp:
+        """When the first of the taken charge points should become free, by the departures and the energy of the live sessions.
+        Absent where one is free, or nobody knows.
+        """
+
     def __init__(
         self,
         *,
@@ -196,10 +203,11 @@ class LoadReport(_message.Message):
         over_limit_seconds: _builtins.float | None = ...,
         evenly_kwh: _abc.Iterable[_builtins.float] | None = ...,
         at_latest_kwh: _abc.Iterable[_builtins.float] | None = ...,
+        next_free_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "measured_kw", b"measured_kw", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "time_scale", b"time_scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "measured_kw", b"measured_kw", "next_free_at", b"next_free_at", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "time_scale", b"time_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "at_latest_kwh", b"at_latest_kwh", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "evenly_kwh", b"evenly_kwh", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "limit_source", b"limit_source", "measured_kw", b"measured_kw", "not_accepting_reason", b"not_accepting_reason", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "substation_id", b"substation_id", "time_scale", b"time_scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepting", b"_accepting", "_active_sessions", b"_active_sessions", "_admission_sequence", b"_admission_sequence", "_charge_points", b"_charge_points", "_committed_kw", b"_committed_kw", "_demand_kw", b"_demand_kw", "_epoch", b"_epoch", "_floor_kw", b"_floor_kw", "_free_charge_points", b"_free_charge_points", "_granted_kw", b"_granted_kw", "_limit_power_kw", b"_limit_power_kw", "_measured_kw", b"_measured_kw", "_over_limit_seconds", b"_over_limit_seconds", "_rated_power_kw", b"_rated_power_kw", "_required_kw", b"_required_kw", "_sequence", b"_sequence", "_time_scale", b"_time_scale", "accepting", b"accepting", "active_sessions", b"active_sessions", "admission_sequence", b"admission_sequence", "at_latest_kwh", b"at_latest_kwh", "charge_points", b"charge_points", "committed_kw", b"committed_kw", "demand_kw", b"demand_kw", "epoch", b"epoch", "evenly_kwh", b"evenly_kwh", "floor_kw", b"floor_kw", "free_charge_points", b"free_charge_points", "generated_at", b"generated_at", "granted_kw", b"granted_kw", "limit_power_kw", b"limit_power_kw", "limit_source", b"limit_source", "measured_kw", b"measured_kw", "next_free_at", b"next_free_at", "not_accepting_reason", b"not_accepting_reason", "over_limit_seconds", b"over_limit_seconds", "rated_power_kw", b"rated_power_kw", "required_kw", b"required_kw", "sequence", b"sequence", "substation_id", b"substation_id", "time_scale", b"time_scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepting: _TypeAlias = _typing.Literal["accepting"]  # noqa: Y015
     _WhichOneofArgType__accepting: _TypeAlias = _typing.Literal["_accepting", b"_accepting"]  # noqa: Y015
