@@ -50,6 +50,7 @@ _KEY_GIVEN = Parameter(
     KEY,
     "header",
     "Makes a repeat safe: the same key with the same body is answered with the session it made the first time. "
+    "One that comes while the first is under way waits for its answer, and has the same. "
     "Absent: the gateway makes one and says it in the reply.",
     _PRINTABLE_SCHEMA,
     example=examples.KEY,
