@@ -14,6 +14,8 @@ StartMesh = Callable[..., Mesh]
 def pytest_configure() -> None:
     # A timeout that ends pytest with SIGTERM must not leave meshes behind: fixtures end as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # In the background of a shell Ctrl-C is ignored, and so it would be in what is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

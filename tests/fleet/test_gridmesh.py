@@ -233,10 +233,22 @@ class Screen:
         """Ctrl-C, and the exit code."""
         with suppress(OSError):
             os.write(self._terminal, b"\x03")
-        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        try:
+            ended = wait_for(lambda: _ended(self._pid), BOUND_S, "it ends at Ctrl-C")
+        except AssertionError:
+            os.kill(self._pid, signal.SIGKILL)
+            raise
+        assert ended
+        code = os.waitstatus_to_exitcode(ended[1])
         os.close(self._terminal)
         self._reader.join(BOUND_S)
         return code
+
+
+def _ended(pid: int) -> tuple[int, int] | None:
+    """Of a child that has ended."""
+    ended = os.waitpid(pid, os.WNOHANG)
+    return ended if ended[0] else None
 
 
 @pytest.fixture
