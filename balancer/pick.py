@@ -32,6 +32,8 @@ FEW_UNSEEN = 0.5
 # What a car would cost is found out for so many: it takes longer than all the rest.
 CLOSER_LOOKS = 16
 MOST_PROBES = 8
+# In an error.
+NAMED = 5
 # Of more than FULL_SCAN, the list of those that are fresh is made anew at most so often.
 REBUILD_MS = 100
 # Pushed reports leave 20 ms after a change and need some milliseconds to get here.
@@ -82,8 +84,9 @@ _ANSWERS: dict[Obstacle, tuple[type[MeshError], ErrorReason, str, int]] = {
     Obstacle.LEDGER: (Unavailable, ErrorReason.LEDGER_UNAVAILABLE, "no substation can write its ledger", 5_000),
     Obstacle.EJECTED: (Unavailable, ErrorReason.NO_SUBSTATION, "every substation is left out after failures", 1_000),
     Obstacle.SILENT: (Unavailable, ErrorReason.NO_SUBSTATION, "no substation has reported lately", 1_000),
-    Obstacle.NOT_ALLOWED: (Unavailable, ErrorReason.NO_SUBSTATION, "no allowed substation has reported", 5_000),
+    Obstacle.NOT_ALLOWED: (Unavailable, ErrorReason.NO_SUBSTATION, "no allowed substation has ever reported", 5_000),
 }
+_UNREACHED_RETRY_MS = 1_000
 
 
 class Picker:
@@ -318,7 +321,9 @@ class Picker:
 
     def _why_none(self, left: list[Known], charge: Charge, now: int) -> MeshError:
         obstacles = [obstacle for known in left if (obstacle := self._obstacle(known, charge, now))]
-        least = min(obstacles, default=Obstacle.NOT_ALLOWED if charge.allowed else Obstacle.SILENT)
+        if not obstacles:
+            return self._nobody_left(charge)
+        least = min(obstacles)
         kind, reason, message, retry_after_ms = _ANSWERS[least]
         if least is Obstacle.EJECTED:
             retry_after_ms = max(100, min(self._ejections.wait_ms(known.address, now) or 1_000 for known in left))
@@ -328,6 +333,19 @@ class Picker:
             if free_ms is not None:
                 retry_after_ms = max(_PLUG_LEAST_MS, min(free_ms - now, _PLUG_MOST_MS))
         return kind(reason, message, retry_after_ms)
+
+    def _nobody_left(self, charge: Charge) -> MeshError:
+        """Where all have been tried without an answer, or none of those that it may go to is known."""
+        if charge.allowed and not any(map(self._view.address_of, charge.allowed)):
+            kind, reason, message, retry_after_ms = _ANSWERS[Obstacle.NOT_ALLOWED]
+            return kind(reason, f"{message}: {_some_names(charge.allowed)}", retry_after_ms)
+        which = "allowed substation" if charge.allowed else "substation"
+        return Unavailable(ErrorReason.NO_SUBSTATION, f"no {which} can be reached", _UNREACHED_RETRY_MS)
+
+
+def _some_names(names: Collection[str]) -> str:
+    """A few: a status must fit into the trailers of a call."""
+    return ", ".join(sorted(names)[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _fitting(some: list[Known], charge: Charge) -> list[Known]:

@@ -73,7 +73,7 @@ SUBSTATION = schemas.Substation(
 # What `detail` says; for the others it is their title.
 _DETAILS = {
     "NO_CHARGE_POINT": "every charge point is taken",
-    "NO_SUBSTATION": "no allowed substation has reported",
+    "NO_SUBSTATION": "no allowed substation has ever reported: z",
     "INVALID_JSON": "the body is not JSON: Expecting value at line 1, column 17",
     "KEY_REUSED": f"request_id '{KEY}' was used for another request",
     "OUTCOME_UNKNOWN": "the balancer did not answer in time; the charge may have been admitted: "

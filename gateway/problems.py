@@ -166,7 +166,7 @@ def of_status(code: grpc.StatusCode, message: str) -> Problem:
 
 def unreachable() -> Problem:
     """No connection to the balancer."""
-    return problem(503, "BALANCER_UNREACHABLE", "the balancer cannot be reached")
+    return problem(503, "BALANCER_UNREACHABLE", "there is no connection to a balancer")
 
 
 def ended() -> Problem:
@@ -187,7 +187,9 @@ def too_large() -> Problem:
 # What a broken call leaves open. Anything else says for certain that nothing was admitted.
 _BROKEN = frozenset({"BALANCER_UNREACHABLE", "DEADLINE_EXCEEDED", "INTERNAL", "STREAM_BROKEN"})
 # All that may be said of a call that nobody answered.
-IN_DOUBT = _BROKEN | {"OUTCOME_UNKNOWN"}
+UNANSWERED = _BROKEN | {"OUTCOME_UNKNOWN"}
+# After these a charge may stand. Where there is no balancer none was sent; who lost it later says OUTCOME_UNKNOWN.
+IN_DOUBT = UNANSWERED - {"BALANCER_UNREACHABLE"}
 
 
 def if_sent(problem_of_call: Problem, request_id: str) -> Problem:

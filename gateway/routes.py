@@ -390,7 +390,7 @@ class _Admitted:
         self._admission.enter(self._timeout_s)
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        definite = isinstance(error, ProblemError) and error.problem.reason not in problems.IN_DOUBT
+        definite = isinstance(error, ProblemError) and error.problem.reason not in problems.UNANSWERED
         self._admission.leave(seconds(), served=error is None or definite)
 
 

@@ -342,7 +342,16 @@ def test_of_many_one_that_was_tried_is_not_picked_again() -> None:
 def test_a_name_that_nobody_has_is_told_so() -> None:
     error = refused(desk_of(*many(150)), allowed=frozenset({"nobody"}))
     assert error.reason is ErrorReason.NO_SUBSTATION
-    assert "allowed" in str(error)
+    assert error.message == "no allowed substation has ever reported: nobody"
+    error = refused(desk_of(load("a")), allowed=frozenset({f"s{i}" for i in range(9)}))
+    assert error.message.endswith(": s0, s1, s2, s3, s4, ...")
+
+
+def test_one_that_was_tried_in_vain_is_not_said_never_to_have_reported() -> None:
+    desk = desk_of(load("a"), load("b"))
+    only_a = refused(desk, tried=(address("a"),), allowed=frozenset({"a", "nobody"}))
+    assert only_a.message == "no allowed substation can be reached"
+    assert refused(desk, tried=(address("a"), address("b"))).message == "no substation can be reached"
 
 
 def test_the_hours_of_two_time_scales_are_not_compared() -> None:

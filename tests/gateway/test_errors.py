@@ -153,7 +153,7 @@ async def test_a_balancer_that_is_not_there_is_503_for_certain_and_found_when_it
             await gateway.http.get("/v1/charges"),
             await gateway.http.get("/readyz"),
         ):
-            assert a_problem(reply, 503, "BALANCER_UNREACHABLE")["detail"] == "the balancer cannot be reached"
+            assert a_problem(reply, 503, "BALANCER_UNREACHABLE")["detail"] == "there is no connection to a balancer"
             assert reply.headers["retry-after"] == "1"
 
         async def admitted() -> bool:

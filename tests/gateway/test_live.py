@@ -19,6 +19,7 @@ from tests.gateway.running import (
     Gateway,
     Message,
     a_substation,
+    eventually,
     fails,
     gateway_before,
     hangs,
@@ -164,6 +165,22 @@ async def test_without_a_balancer_it_is_a_plain_problem() -> None:
         pass
     async with gateway_before(port, fake, timeout_s=1.0) as gateway:
         a_problem(await gateway.http.get(GRID), 503, "BALANCER_UNREACHABLE")
+
+
+async def test_a_charge_that_found_no_balancer_was_refused_and_is_not_in_doubt() -> None:
+    fake = FakeBalancer(answers={"WatchSubstations": hangs})
+    async with served(fake) as port:
+        pass
+    async with gateway_before(port, fake, timeout_s=1.0) as gateway:
+        a_problem(await gateway.post(CAR), 503, "BALANCER_UNREACHABLE")
+
+        async def watched() -> bool:
+            return (await gateway.http.get("/v1/substations")).status_code == 200
+
+        async with served(fake, port):
+            await eventually(watched)
+            ((name, _, data),) = await told(gateway, 1)
+    assert (name, data["problem"]["reason"]) == ("refused", "BALANCER_UNREACHABLE")
 
 
 async def test_states_that_come_close_together_are_one(gateway: Gateway) -> None:
