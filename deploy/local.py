@@ -5,6 +5,7 @@ Everything can be set by flags or MESH_* variables; `python -m deploy.local --he
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -27,6 +28,10 @@ READY_WITHIN_S = 15
 POLL_S = 0.1
 # The ports of many substations are counted up from the first.
 PORT = within(1, 65500)
+_SECOND_MESH = (
+    "; is a mesh running already? Stop it, or give this one ports and a folder of its own: MESH_GATEWAY_PORT, "
+    "MESH_BALANCER_PORT, MESH_SUBSTATION_PORT, MESH_METRICS_PORT, MESH_DATA"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,9 @@ def check_ports(mesh: Plan) -> None:
             try:
                 probe.bind((LOOPBACK, port))
             except (OSError, OverflowError) as error:
-                raise StartupError(f"cannot listen on {LOOPBACK}:{port} ({use}): {_why(error)}") from None
+                why = f"cannot listen on {LOOPBACK}:{port} ({use}): {_why(error)}"
+                hint = _SECOND_MESH if getattr(error, "errno", None) == errno.EADDRINUSE else ""
+                raise StartupError(why + hint) from None
 
 
 def _why(error: OSError | OverflowError) -> str:
@@ -148,7 +155,7 @@ def welcome(mesh: Plan, settings: MeshSettings) -> Iterator[str]:
     """What a person needs to know, once everything is ready."""
     kw = {part.name: f"{rated:g} kW" for part, rated in zip(mesh.substations, settings.rated_kw, strict=True)}
     rows = [
-        ("gateway", f"{mesh.url}   (docs {mesh.url}/docs)"),
+        ("gateway", f"{mesh.url}   (live page; docs {mesh.url}/docs)"),
         ("balancer", f"{mesh.balancer.address}   gRPC"),
         *((f"substation {part.name}", f"{part.address}   gRPC, {kw[part.name]}") for part in mesh.substations),
         *((f"metrics of {part.name}", part.metrics_url) for part in (mesh.gateway, mesh.balancer, *mesh.substations)),
@@ -165,6 +172,8 @@ def welcome(mesh: Plan, settings: MeshSettings) -> Iterator[str]:
     yield ""
     yield f"  curl -sS -X POST {mesh.url}/v1/charges -H 'content-type: application/json' \\"
     yield """    -d '{"vehicle_id":"EV-001","energy_kwh":20,"max_power_kw":11}'"""
+    elsewhere = "" if settings.gateway_port == MeshSettings.gateway_port else f" --url {mesh.url}"
+    yield f"  .venv/bin/gridmesh charge EV-002 --energy 20 --watch{elsewhere}"
     yield ""
     yield "Ctrl-C stops."
 

@@ -10,7 +10,7 @@ import click
 from fleet import tables
 from fleet.cli import Asked, Moment, Number, Text, command, rfc3339, say
 from fleet.clock import utc_now
-from fleet.gateway import Lost, path_of
+from fleet.gateway import Lost, Refusal, path_of
 from fleet.screen import Meter, console, meter
 
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ PATIENCE_S = 20.0
 STATES = ("EV_CONNECTED", "CHARGING", "SUSPENDED_EV", "SUSPENDED_EVSE", "ENDED")
 STOP_REASONS = ("REMOTE", "LOCAL", "EV_DISCONNECTED", "EMERGENCY_STOP", "OTHER")
 # The gateway says what is out of range; here only what is no number.
-_AMOUNT = Number(0, 1e9)
+_AMOUNT = Number()
 
 
 # --- charge ----------------------------------------------------------------------------------------
@@ -188,7 +188,12 @@ def _show_sessions(listed: Json) -> None:
 )
 async def stop(asked: Asked, session: str, reason: str) -> None:
     """End SESSION; its power is free at once. A second stop changes nothing."""
-    reply = await asked.gateway.call("POST", path_of("charges", session, "stop"), body={"reason": reason})
+    try:
+        reply = await asked.gateway.call("POST", path_of("charges", session, "stop"), body={"reason": reason})
+    except Refusal as refusal:
+        if refusal.problem["reason"] != "SESSION_NOT_FOUND":
+            raise
+        raise refusal.with_hint("`gridmesh sessions` lists them") from None
     if asked.json:
         asked.show(reply)
     else:

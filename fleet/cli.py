@@ -65,11 +65,11 @@ Command = Callable[Concatenate[Asked, P], Awaitable[int | None]]
 
 
 class Number(click.ParamType[float]):
-    """A number from low to high, both included."""
+    """A number from low to high, both included; without bounds any that is finite."""
 
     name = "number"
 
-    def __init__(self, low: float, high: float, kind: Callable[[str], float] = float) -> None:
+    def __init__(self, low: float = -math.inf, high: float = math.inf, kind: Callable[[str], float] = float) -> None:
         self._low, self._high, self._kind = low, high, kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
@@ -77,9 +77,10 @@ class Number(click.ParamType[float]):
             number = self._kind(value)
         except ValueError:
             number = math.nan
-        if not self._low <= number <= self._high:
+        if not (self._low <= number <= self._high and math.isfinite(number)):
             words = "a whole number" if self._kind is int else "a number"
-            self.fail(f"{value!r} is not {words} from {self._low:g} to {self._high:g}", param, ctx)
+            bounds = f" from {self._low:g} to {self._high:g}" if math.isfinite(self._high) else ", such as 7.5"
+            self.fail(f"{value!r} is not {words}{bounds}", param, ctx)
         return number
 
 
@@ -177,11 +178,19 @@ def _run(function: Command[P], url: str, as_json: bool, *args: P.args, **kwargs:
 
     try:
         return asyncio.run(with_gateway())
+    except Unreachable as error:
+        return _failed(
+            error.with_hint("`gridmesh up` starts one, `gridmesh doctor` says more"), as_json, EXIT_UNREACHABLE
+        )
     except GatewayError as error:
-        if as_json:
-            print(json.dumps(error.as_json()), flush=True)
-        say(str(error))
-        return EXIT_UNREACHABLE if isinstance(error, Unreachable) else EXIT_REFUSED
+        return _failed(error, as_json, EXIT_REFUSED)
+
+
+def _failed(error: GatewayError, as_json: bool, code: int) -> int:
+    if as_json:
+        print(json.dumps(error.as_json()), flush=True)
+    say(str(error))
+    return code
 
 
 def _first(error: BaseException) -> BaseException:
@@ -221,6 +230,14 @@ def group(name: str, words: str, commands: Sequence[click.Command], epilog: str 
     return _InOrder(name, made, help=words, epilog=epilog, context_settings=settings)
 
 
+def _words(error: click.ClickException) -> str:
+    """One line, which also names the commands that there are where it was none of them."""
+    words = " ".join(error.format_message().split())
+    if isinstance(error, click.NoSuchCommand) and error.ctx and isinstance(error.ctx.command, click.Group):
+        words += f" There are {', '.join(error.ctx.command.commands)}."
+    return words
+
+
 def main(commands: Sequence[click.Command], argv: Sequence[str]) -> int:
     """Runs one of the commands and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -234,7 +251,7 @@ def main(commands: Sequence[click.Command], argv: Sequence[str]) -> int:
         return EXIT_USAGE
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
-        say(f"{error.format_message()} ({ctx.command_path if ctx else NAME} --help)")
+        say(f"{_words(error)} ({ctx.command_path if ctx else NAME} --help)")
         return EXIT_USAGE
     except TraceError as error:
         say(str(error))

@@ -31,6 +31,7 @@ def test_no_gateway_is_one_line_and_exit_code_3(capsys: pytest.CaptureFixture[st
     assert main(["rush-hour", "--url", url]) == 3
     err = capsys.readouterr().err
     assert err.startswith(f"gridmesh: no gateway answers at {url}: ")
+    assert err.endswith("; `gridmesh up` starts one, `gridmesh doctor` says more\n")
     assert err.count("\n") == 1
 
 
@@ -66,7 +67,8 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
         (["charge"], "Missing argument 'VEHICLE'"),
         (["charge", "\udcff"], "is not printable text"),
         (["charge", "EV", "--key", "ü"], "'--key': 'ü' is not printable ASCII text"),
-        (["charge", "EV", "--power", "nan"], "'--power': 'nan' is not a number"),
+        (["charge", "EV", "--power", "nan"], "'--power': 'nan' is not a number, such as 7.5"),
+        (["charge", "EV", "--energy", "5kWh"], "'--energy': '5kWh' is not a number, such as 7.5"),
         (["charge", "EV", "--departure", "18:00"], "'--departure': '18:00' is neither a span such as 90m"),
         (["stop", ""], "'SESSION': '' is not printable text"),
         (["limit", "set", "a", "50", "--source", "me"], "'me' is not one of 'ems', 'so', 'cso', 'other'."),
@@ -74,6 +76,8 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
         (["substations", "--url", "http://:not a port"], "'http://:not a port' is no address of a gateway"),
         (["substations", "--url", "localhost:8080"], "'localhost:8080' is no address of a gateway"),
         (["fly"], "No such command 'fly'"),
+        (["limit", "a", "50"], "No such command 'a'. There are set, clear. (gridmesh limit --help)"),
+        (["completion"], "Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(

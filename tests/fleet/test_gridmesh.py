@@ -78,7 +78,7 @@ def test_a_car_is_charged_and_its_key_finds_it_again(gridmesh: Gridmesh) -> None
 
 
 def test_a_wrong_request_is_one_line_that_names_each_field(gridmesh: Gridmesh) -> None:
-    answer = gridmesh("charge", "EV-1", "--power", "99999", "--energy", "0")
+    answer = gridmesh("charge", "EV-1", "--power", "99999", "--energy", "-5")
     assert (answer.code, answer.out, answer.err.count("\n")) == (1, "", 1)
     assert answer.err.startswith("gridmesh: The request is not valid: energy_kwh: must be ")
     assert answer.err.endswith("max_power_kw: must be above 0 and at most 4000 (INVALID_REQUEST)\n")
@@ -127,7 +127,10 @@ def test_a_session_is_stopped_and_stays_so(gridmesh: Gridmesh) -> None:
 def test_a_session_that_nobody_knows_is_refused(gridmesh: Gridmesh) -> None:
     answer = gridmesh("stop", "a.no?such#ö")
     assert (answer.code, answer.out) == (1, "")
-    assert answer.err == "gridmesh: No such session: no session 'a.no?such#ö' (SESSION_NOT_FOUND)\n"
+    assert (
+        answer.err
+        == "gridmesh: No such session: no session 'a.no?such#ö'; `gridmesh sessions` lists them (SESSION_NOT_FOUND)\n"
+    )
 
 
 # --- operating -------------------------------------------------------------------------------------
