@@ -42,7 +42,8 @@ async function charge(placed) {
     const reply = await fetch("/v1/charges", { method: "POST", headers, body });
     if (!reply.ok) {
       const { text, fields } = await problemOf(reply);
-      show(text, fields, true);
+      const named = fields.map(({ field, detail }) => `${labelOf(field)}: ${detail}`).join("; ");
+      show(named || text, fields, true);
       return;
     }
     const { session, placement } = await reply.json();
@@ -55,6 +56,9 @@ async function charge(placed) {
     show("The gateway cannot be reached. Press Charge again: it is the same request.", [], true);
   }
 }
+
+// As the form calls it, not the API.
+const labelOf = (field) => form.elements[field]?.labels[0].textContent ?? field;
 
 function show(text, fields, bad = false) {
   const output = $("charged");

@@ -20,11 +20,24 @@ export function gauge(svg, report, id) {
   svg.querySelector(".limit").setAttribute("transform", `rotate(${180 * part(limit, rated)})`);
   svg.querySelector(".big").textContent = report.measured_kw === undefined ? "–" : report.measured_kw.toFixed(1);
   svg.querySelector(".small").textContent = `of ${kw(limit)}`;
-  svg.setAttribute(
-    "aria-label",
-    `${id} draws ${kw(report.measured_kw)} of a limit of ${kw(limit)}; ` +
+  const known = report.measured_kw !== undefined;
+  tell(svg, {
+    role: known ? "meter" : "img", // no meter without a value
+    "aria-label": known ? `Power drawn at ${id}` : `Power drawn at ${id}: not known`,
+    "aria-valuenow": report.measured_kw,
+    "aria-valuemax": rated,
+    "aria-valuetext":
+      `${kw(report.measured_kw)} of a limit of ${kw(limit)}; ` +
       `${kw(report.granted_kw)} granted, ${kw(report.demand_kw)} asked for, rated ${kw(rated)}`,
-  );
+  });
+}
+
+// What is not known is not told.
+function tell(element, attributes) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined) element.removeAttribute(name);
+    else element.setAttribute(name, value);
+  }
 }
 
 export class Chart {

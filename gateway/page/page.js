@@ -97,9 +97,11 @@ function show(substation) {
   element.querySelectorAll("dd").forEach((figure, at) => (figure.textContent = kw(figures[at])));
   element.querySelector(".note").textContent = note(report);
   element.querySelector(".clear").hidden = !report.limit_source;
-  element.querySelector(".drain").textContent = drains(report) ? "Undrain…" : "Drain…";
+  const drain = element.querySelector(".drain");
+  drain.textContent = drains(report) ? "Undrain…" : "Drain…";
+  drain.setAttribute("aria-label", drains(report) ? `Undrain ${id}` : `Drain ${id}`);
   const heardOf = silent(substation) ? " when last heard" : "";
-  element.querySelector(".more").textContent = report.active_sessions === undefined ? "" : cars(report.active_sessions) + heardOf;
+  element.querySelector(".more").textContent = report.active_sessions === undefined ? "" : `${cars(report.active_sessions)}, ${report.free_charge_points} plugs free${heardOf}`;
 }
 
 const cars = (count) => `${count} ${count === 1 ? "car" : "cars"}`;
@@ -109,7 +111,6 @@ function note(report) {
   const parts = [];
   if (report.limit_source) parts.push(`by ${SOURCES[report.limit_source]}, rated ${kw(report.rated_power_kw)}`);
   if (report.accepting === false) parts.push(drains(report) ? "draining: takes no new cars" : `takes no new cars (${report.not_accepting_reason})`);
-  if (report.free_charge_points === 0) parts.push("no free charge point");
   return parts.join("; ");
 }
 
@@ -124,11 +125,11 @@ function add(id) {
   const on = (name, action) => {
     const button = element.querySelector(`.${name}`);
     button.onclick = () => action(id, card.substation.report ?? {});
-    button.setAttribute("aria-describedby", title.id);
     return button;
   };
-  on("cut", askLimit);
-  on("clear", askClear).setAttribute("aria-label", "Clear limit");
+  // In a list of all buttons, as screen readers give it, they must be told apart.
+  on("cut", askLimit).setAttribute("aria-label", `Limit ${id}`);
+  on("clear", askClear).setAttribute("aria-label", `Clear limit of ${id}`);
   on("drain", askDrain);
   cards.set(id, card);
   const after = [...cards.keys()].sort().indexOf(id);
@@ -147,6 +148,7 @@ function tellChanges(id, before, after) {
     poll(); // whose power it takes
   }
   if (drains(old) !== drains(report)) news(now, drains(report) ? `${id} drains: no new cars` : `${id} takes cars again`);
+  if (old.epoch && report.epoch > old.epoch) news(now, `${id} was started again`, "with the sessions it had");
   if (silent(before) !== silent(after)) {
     const text = silent(after) ? `${id} is silent` : `${id} reports again`;
     news(now, text, "", silent(after) ? "bad" : "");
@@ -165,6 +167,7 @@ function showTotal(substations) {
   const missing = substations.filter(silent).map(keyOf);
   const scale = known[0]?.time_scale ?? 1;
   const parts = [missing.length ? `without ${missing.join(", ")}: silent` : ""];
+  if (sessions.partial) parts.push(`${sessions.shown} sessions are listed, not all`);
   if (scale !== 1) parts.push(`simulated time runs ${scale} times as fast`);
   $("total-note").textContent = parts.filter(Boolean).join("; ");
   showTotal.last = known.length ? total : null;
@@ -204,7 +207,7 @@ function age(element, substation) {
   element.classList.toggle("silent", quiet);
   pill.dataset.state = quiet || old() ? "lost" : "live";
   if (substation.state === "NEVER_REPORTED") pill.textContent = "never reported";
-  else pill.textContent = quiet ? `silent for ${Math.round(reported)} s` : `${reported.toFixed(1)} s old`;
+  else pill.textContent = quiet ? `silent for ${Math.round(reported)} s` : `heard ${reported.toFixed(1)} s ago`;
 }
 
 setInterval(() => {

@@ -9,6 +9,7 @@ const ENDED_MS = 12_000, MOST_LOOKED_UP = 5;
 export class Sessions {
   #rows = new Map(); // session_id: {item, session, ended}
   #listOf; #stop; #ended;
+  partial = false; // there are more than are listed
 
   // `listOf(substation_id)` is where its rows go; `stop(session)` is asked for; `ended(session)` is told.
   constructor(listOf, stop, ended) {
@@ -17,11 +18,16 @@ export class Sessions {
     this.#ended = ended;
   }
 
+  get shown() {
+    return this.#rows.size;
+  }
+
   // Asks once. Throws where the gateway does not answer.
   async poll() {
     const reply = await fetch(`/v1/charges?page_size=${PAGE}`, { cache: "no-store", signal: AbortSignal.timeout(5000) });
     if (!reply.ok) throw new Error(`the gateway answered ${reply.status}`);
     const { sessions, unreachable_substation_ids: unreachable = [], next_page_token: more } = await reply.json();
+    this.partial = Boolean(more);
     for (const session of sessions) this.#show(session);
     const live = new Set(sessions.map((each) => each.session_id));
     const left = [...this.#rows.values()].filter(
