@@ -16,7 +16,7 @@ $(VENV)/.run: requirements.txt deploy/source_roots.py
 	@command -v $(PYTHON) >/dev/null || { echo "install Python 3.11 or later (or set PYTHON=...)"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed, $(PYTHON) is older (set PYTHON=...)"; exit 2; }
 	@echo "setting up $(VENV) (once)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --require-hashes --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python deploy/source_roots.py
 	@touch $@
