@@ -61,7 +61,7 @@ async def charge(  # noqa: PLR0917
         body["departure_time"] = rfc3339(departure, utc_now())
     if substations:
         body["allowed_substation_ids"] = list(substations)
-    reply = await asked.gateway.charge_one(key or f"cli-{secrets.token_hex(8)}", body, PATIENCE_S)
+    reply = await asked.gateway.charge_one(key or f"cli-{secrets.token_hex(8)}", body, PATIENCE_S, _say_doubt)
     if watch or not asked.json:
         _show_reply(asked, reply)
     if watch or wait:
@@ -70,6 +70,10 @@ async def charge(  # noqa: PLR0917
         asked.show(reply)
     elif not asked.json and (watch or wait):
         print(_ended(reply["session"]))
+
+
+def _say_doubt() -> None:
+    say(f"not known yet whether the car was admitted; asking again, for {PATIENCE_S:g} s at most")
 
 
 def _show_reply(asked: Asked, reply: Json) -> None:

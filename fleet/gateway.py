@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -119,10 +119,12 @@ class Gateway:
         except (KeyError, TypeError) as error:
             raise self.stranger(repr(error)) from None
 
-    async def charge_one(self, key: str, body: Mapping[str, Any], patience_s: float) -> dict[str, Any]:
+    async def charge_one(
+        self, key: str, body: Mapping[str, Any], patience_s: float, on_doubt: Callable[[], None]
+    ) -> dict[str, Any]:
         """The reply to one charge, asked for again while its outcome is in doubt. GatewayError when there is none.
 
-        A repeat with the same key finds the session that an unanswered request made.
+        A repeat with the same key finds the session that an unanswered request made. Before the first, `on_doubt`.
         """
         loop, pause, doubted = asyncio.get_running_loop(), FIRST_REPEAT_S, False
         until = loop.time() + patience_s
@@ -132,9 +134,12 @@ class Gateway:
             except GatewayError as error:
                 if not error.in_doubt and not (doubted and isinstance(error, Unreachable)):
                     raise
-                doubted, wait = True, error.retry_after_s or pause
+                wait = error.retry_after_s or pause
                 if loop.time() + wait > until:
                     raise error.with_hint(f"repeat with --key {key} to learn whether the car was admitted") from None
+                if not doubted:
+                    on_doubt()
+                doubted = True
             await asyncio.sleep(wait)
             pause = min(2 * pause, LAST_REPEAT_S)
 
