@@ -121,6 +121,9 @@ function add(id) {
   title.textContent = id;
   element.setAttribute("aria-labelledby", title.id);
   element.querySelector(".sessions").setAttribute("aria-label", `Sessions at ${id}`);
+  // A hundred sessions have a hundred buttons to tab through.
+  const [skip, more] = [element.querySelector(".skip"), element.querySelector(".more")];
+  [more.id, skip.href, skip.textContent] = [`after-${id}`, `#after-${id}`, `Skip the sessions at ${id}`];
   const card = { element, substation: null };
   const on = (name, action) => {
     const button = element.querySelector(`.${name}`);

@@ -2,7 +2,8 @@
 
 import { clock, kw, progressOf, STATES, STOPS, why } from "./words.js";
 
-const PAGE = 200;
+// All that `make run` has plugs for. Beyond, the first ones are listed, and that is said.
+const PAGE = 500;
 // What has ended stays so long for a reader, and so many are looked up at once.
 const ENDED_MS = 12_000, MOST_LOOKED_UP = 5;
 

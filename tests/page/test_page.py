@@ -168,6 +168,8 @@ def test_by_keyboard_alone_at_twice_the_size_a_car_is_charged_and_stopped_and_a_
         press(page, page.get_by_role("button", name="Charge", exact=True))
         expect(page.locator("#charged")).to_contain_text("EV-keys charges at b", timeout=SOON)
         row = card(page, "b").get_by_role("listitem").filter(has_text="EV-keys")
+        press(page, card(page, "b").get_by_role("link", name="Skip the sessions at b"))
+        expect(card(page, "b").locator(".more")).to_be_focused()
         press(page, row.get_by_role("button", name="Stop EV-keys"))
         press(page, page.get_by_role("dialog").get_by_role("button", name="Stop charging"))
         expect(row).to_contain_text("stopped", timeout=SOON)
