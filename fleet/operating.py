@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fleet import tables
-from fleet.cli import Asked, Moment, Number, Text, command, group, rfc3339
+from fleet.cli import Asked, Moment, Number, Text, command, examples, group, rfc3339
 from fleet.clock import utc_now
 from fleet.gateway import path_of
 from fleet.screen import console
@@ -74,7 +74,12 @@ async def clear_limit(asked: Asked, substation: str, source: str) -> None:
     _show_limits(asked, await asked.gateway.call("DELETE", path))
 
 
-limit = group("limit", "Set or clear a limit on a substation's power.", [set_limit, clear_limit])
+limit = group(
+    "limit",
+    "Set or clear a limit on a substation's power.",
+    [set_limit, clear_limit],
+    examples("gridmesh limit set a 50", "gridmesh limit clear a"),
+)
 
 
 def _show_limits(asked: Asked, reply: Json) -> None:
