@@ -21,6 +21,7 @@ from balancer.router import Router
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
 from mesh import tracing
 from mesh.admission import Admission
+from mesh.batching import Batches, Outcomes
 from mesh.clock import Clock
 from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.ids import substation_of
@@ -48,12 +49,12 @@ class Forwarder:
         self._desk = desk
         self._peers = peers
         self._clock = clock
-        self._default_timeout_s = default_timeout_s
+        self.default_timeout_s = default_timeout_s
 
     def timeout_s(self, context: Context) -> float:
         """What is left of the caller's deadline."""
         left: float | None = context.time_remaining()
-        return self._default_timeout_s if left is None else max(0.001, left)
+        return self.default_timeout_s if left is None else max(0.001, left)
 
     def for_session(self, session_id: str) -> tuple[Peer, str]:
         """Whom to ask about a session. NotFound when its id names no substation of this mesh."""
@@ -115,6 +116,16 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
         batch = Batch(self._router, self._admission, request, self._forward.timeout_s(context))
         async with aclosing(batch.responses()) as responses:
+            async for response in responses:
+                yield response
+
+    async def StreamCharges(
+        self, requests: AsyncIterator[charging_pb2.StreamChargesRequest], context: Context
+    ) -> AsyncIterator[charging_pb2.StreamChargesResponse]:
+        def serve(request: charging_pb2.ChargeBatchRequest) -> Outcomes:
+            return Batch(self._router, self._admission, request, self._forward.default_timeout_s).responses()
+
+        async with aclosing(Batches(serve, self._admission.leaving).responses(requests)) as responses:
             async for response in responses:
                 yield response
 

@@ -138,8 +138,22 @@ class Behind:
         """All outcomes in one message."""
         asked = request.SerializeToString()
         with self._aside.counted():
-            reply = self._reply(charging_pb2.ChargeBatchRequest.FromString(asked))
-        yield charging_pb2.ChargeBatchResponse.FromString(reply)
+            reply = charging_pb2.ChargeBatchResponse()
+            self._reply(charging_pb2.ChargeBatchRequest.FromString(asked), reply)
+            said = reply.SerializeToString()
+        yield charging_pb2.ChargeBatchResponse.FromString(said)
+
+    def StreamCharges(self) -> "_Travelled":  # noqa: N802 - as the stub has it
+        """The same, on one call."""
+        return _Travelled(self)
+
+    def answer(self, asked: bytes) -> bytes:
+        """To a StreamChargesRequest."""
+        with self._aside.counted():
+            request = charging_pb2.StreamChargesRequest.FromString(asked)
+            reply = charging_pb2.StreamChargesResponse(number=request.number)
+            self._reply(request, reply)
+            return reply.SerializeToString()
 
     def load(self) -> load_pb2.LoadReport:
         """Its load now."""
@@ -158,14 +172,16 @@ class Behind:
             )
         )
 
-    def _reply(self, request: charging_pb2.ChargeBatchRequest) -> bytes:
-        message = charging_pb2.ChargeBatchResponse()
+    def _reply(
+        self,
+        request: charging_pb2.ChargeBatchRequest | charging_pb2.StreamChargesRequest,
+        message: charging_pb2.ChargeBatchResponse | charging_pb2.StreamChargesResponse,
+    ) -> None:
         for index, item in enumerate(request.items):
             self._admitted += 1
             outcome = message.outcomes.add(index=index)
             self._admit(item.request, outcome.response)
         message.loads.add().CopyFrom(self.load())
-        return message.SerializeToString()
 
     def _admit(self, asked: charging_pb2.ChargeRequest, response: charging_pb2.ChargeResponse) -> None:
         now, session, placement = CLOCK.now_ms(), response.session, response.placement
@@ -179,6 +195,20 @@ class Behind:
         session.expected_end_at.FromMilliseconds(now + 30)
         placement.policy, placement.eligible, placement.tried = "direct", 1, 1
         placement.score = placement.utilisation_after = 0.11
+
+
+class _Travelled:
+    """A call of StreamCharges, as its client sees it."""
+
+    def __init__(self, behind: Behind) -> None:
+        self._behind = behind
+        self._replies: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def write(self, request: charging_pb2.StreamChargesRequest) -> None:
+        self._replies.put_nowait(self._behind.answer(request.SerializeToString()))
+
+    async def read(self) -> charging_pb2.StreamChargesResponse:
+        return charging_pb2.StreamChargesResponse.FromString(await self._replies.get())
 
 
 # --- gateway ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ hears at once, while nothing was done for it, and when those before it should ha
 Times are seconds of a monotonic clock.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
@@ -30,6 +31,8 @@ class Admission:
     def __init__(self, most: int, rng: Random) -> None:
         self.most = most
         self.in_flight = 0
+        # Set when the server stops: who is here may stay until all is answered, and should ask elsewhere from now on.
+        self.leaving = asyncio.Event()
         self._rng = rng
         # Average time between two served calls while there was a queue; 0 before there ever was one.
         self._gap_s = 0.0

@@ -1,5 +1,8 @@
-"""What is the same of a ChargeBatch wherever it is served."""
+"""What is the same of a ChargeBatch, and of a stream of them, wherever they are served."""
 
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import overload
 
 from gridmesh.v1 import charging_pb2
@@ -30,3 +33,55 @@ def timeout_of(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | N
     if timeout_s <= 0:
         raise InvalidRequest(Violation(f"items[{index}].timeout", "must be above 0, or absent"))
     return timeout_s if left_s is None else min(left_s, timeout_s)
+
+
+Outcomes = AsyncGenerator[charging_pb2.ChargeBatchResponse, None]
+
+
+class Batches:
+    """One call of StreamCharges: each message is served as a ChargeBatch, beside the others."""
+
+    def __init__(self, serve: Callable[[charging_pb2.ChargeBatchRequest], Outcomes], leaving: asyncio.Event) -> None:
+        self._serve = serve
+        self._leaving = leaving
+        self._said: asyncio.Queue[charging_pb2.StreamChargesResponse | BaseException | None] = asyncio.Queue()
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def responses(
+        self, requests: AsyncIterator[charging_pb2.StreamChargesRequest]
+    ) -> AsyncGenerator[charging_pb2.StreamChargesResponse, None]:
+        """What is known of each, until the client begins no more and all is answered. Who stops reading has left."""
+        aside = [asyncio.create_task(work) for work in (self._read(requests), self._leave())]
+        try:
+            while (said := await self._said.get()) is not None:
+                if isinstance(said, BaseException):
+                    raise said
+                yield said
+        finally:
+            for task in (*aside, *self._work):
+                task.cancel()
+
+    async def _read(self, requests: AsyncIterator[charging_pb2.StreamChargesRequest]) -> None:
+        async for request in requests:
+            task = asyncio.create_task(self._one(request))
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
+        if self._work:
+            await asyncio.wait(self._work)
+        self._said.put_nowait(None)
+
+    async def _one(self, request: charging_pb2.StreamChargesRequest) -> None:
+        number = request.number
+        try:
+            async with aclosing(self._serve(charging_pb2.ChargeBatchRequest(items=request.items))) as responses:
+                async for known in responses:
+                    self._said.put_nowait(
+                        charging_pb2.StreamChargesResponse(number=number, outcomes=known.outcomes, loads=known.loads)
+                    )
+        except Exception as error:
+            # Of the batch as a whole, as one that is too long: a defect of the client.
+            self._said.put_nowait(error)
+
+    async def _leave(self) -> None:
+        await self._leaving.wait()
+        self._said.put_nowait(charging_pb2.StreamChargesResponse(leaving=True))

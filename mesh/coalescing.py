@@ -1,8 +1,9 @@
 """Charges on their way to one destination: one that is alone leaves at once, those that gather leave together.
 
 A call costs the same whether it carries one charge or fifty. While one that left for a destination is unanswered, what
-comes for it gathers, and leaves as one `ChargeBatch` with the answer: the busier the destination, the larger the
-batches. So one caller waits for nobody, and a destination that stands still holds back only its own.
+comes for it gathers, and leaves as one batch with the answer: the busier the destination, the larger the
+batches. So one caller waits for nobody, and a destination that stands still holds back only its own. Batches travel on
+one call of StreamCharges that stays: to open a call, and to end it, costs more than to say a batch on it.
 Behind a balancer one substation may stand still while others do not: a batch counts as answered when half of it is, and
 none holds others back for longer than twice the time in which they usually are.
 
@@ -10,7 +11,9 @@ Each charge keeps its own deadline, status, trace and caller. Times are seconds 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,8 +45,6 @@ _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.002, 0.25
 _WEIGHT = 1 / 8
 # In one batch. Larger ones take a server's event loop for long, and hold no more together.
 MOST_ITEMS = 256
-# Of the time of a batch, beyond that of its last item: each item has its own end.
-_MARGIN_S = 0.1
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -113,6 +114,7 @@ class Coalescer:
         # The usual time to an answer.
         self._usual_s = 0.0
         self._calls: set[asyncio.Task[None]] = set()
+        self._stream: _Stream | None = None
 
     async def charge(self, request: charging_pb2.ChargeRequest, until: float) -> Charged:
         """One charge by that time. MeshError, or AioRpcError where nobody knows what became of it."""
@@ -156,11 +158,20 @@ class Coalescer:
 
     # --- for its calls -----------------------------------------------------------------------------
 
-    def began(self, work: "asyncio.Task[None]") -> None:
+    def began(self) -> None:
         """One more without an answer."""
         self._unanswered += 1
+
+    def keep(self, work: "asyncio.Task[None]") -> None:
+        """The loop itself does not."""
         self._calls.add(work)
         work.add_done_callback(self._calls.discard)
+
+    def stream(self) -> "_Stream":
+        """The call for the next batch. UsageError on a closed channel."""
+        if self._stream is None or not self._stream.open:
+            self._stream = _Stream(self._stub)
+        return self._stream
 
     def answered(self, after_s: float) -> None:
         """One was answered after that time, be it that nobody waited for it any longer."""
@@ -193,6 +204,62 @@ def _leaves(item: Item, now: float) -> bool:
     return False
 
 
+class _Stream:
+    """A call that batches travel on, until it ends or the server is about to stop. UsageError on a closed channel."""
+
+    def __init__(self, stub: "ChargingServiceAsyncStub") -> None:
+        self._call = stub.StreamCharges()
+        self.open = True
+        # Those without an answer, by their numbers.
+        self._batches: dict[int, _Call] = {}
+        self._count = 0
+        self._unsent: deque[charging_pb2.StreamChargesRequest] = deque()
+        self._news = asyncio.Event()
+        self._writing = asyncio.create_task(self._write())
+        self._reading = asyncio.create_task(self._read())
+
+    def send(self, batch: "_Call", items: Iterable[charging_pb2.ChargeBatchItem]) -> int:
+        """Lets it go out, after those before it. Returns its number."""
+        self._count += 1
+        self._batches[self._count] = batch
+        self._unsent.append(charging_pb2.StreamChargesRequest(number=self._count, items=items))
+        self._news.set()
+        return self._count
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for its answer."""
+        self._batches.pop(number, None)
+
+    async def _write(self) -> None:
+        # What is wrong with the call its reader hears.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while self.open or self._unsent:
+                await self._news.wait()
+                self._news.clear()
+                while self._unsent:
+                    request = self._unsent.popleft()
+                    if request.number in self._batches:  # else all of it is too late
+                        await self._call.write(request)
+            await self._call.done_writing()
+
+    async def _read(self) -> None:
+        broken: Outcome = _lost(grpc.StatusCode.UNKNOWN, "the batch ended without an outcome")
+        try:
+            while isinstance(message := await self._call.read(), charging_pb2.StreamChargesResponse):
+                if message.leaving:
+                    self.open = False
+                    self._news.set()
+                elif (batch := self._batches.get(message.number)) is not None:
+                    batch.take(message)
+        except grpc.aio.AioRpcError as error:
+            broken = _of_batch(error)
+        finally:
+            self.open = False
+            self._writing.cancel()
+            for batch in list(self._batches.values()):
+                batch.over(broken)
+
+
 class _Call:
     """What left together, until each has heard its outcome."""
 
@@ -203,10 +270,19 @@ class _Call:
         self._unheard = len(items)
         self._holds = True
         self._began_s = seconds()
-        work = self._one(items[0]) if len(items) == 1 else self._many()
-        coalescer.began(self._loop.create_task(work))
+        coalescer.began()
         self._hold = self._loop.call_later(coalescer.hold_s, self._let_others)
-        self._end = None if len(items) == 1 else self._loop.call_at(self._next_end(), self._expire)
+        self._end: asyncio.TimerHandle | None = None
+        if len(items) == 1:
+            coalescer.keep(self._loop.create_task(self._one(items[0])))
+            return
+        self._end = self._loop.call_at(self._next_end(), self._expire)
+        try:
+            self._stream = coalescer.stream()
+        except grpc.aio.UsageError:
+            self.over(Unsent.VOID)
+        else:
+            self._number = self._stream.send(self, map(_message, items))
 
     def _let_others(self) -> None:
         """It is answered, or not waited for any longer: others may leave."""
@@ -238,37 +314,31 @@ class _Call:
             item.hear(_lost(grpc.StatusCode.UNKNOWN, "the call was given up"))
             self._let_others()
 
-    async def _many(self) -> None:
-        broken: Outcome = _lost(grpc.StatusCode.UNKNOWN, "the batch ended without an outcome")
-        request = charging_pb2.ChargeBatchRequest(items=[_message(item) for item in self._items])
-        try:
-            call = self._coalescer.stub.ChargeBatch(request, timeout=self._last_end() - seconds() + _MARGIN_S)
-            async for message in call:
-                self._take(message)
-                self._heard(len(message.outcomes))
-        except grpc.aio.AioRpcError as error:
-            broken = _of_batch(error)
-        except grpc.aio.UsageError:
-            broken = Unsent.VOID
-        finally:
-            for item in self._items:
-                item.hear(broken)
-            self._let_others()
-            if self._end is not None:
-                self._end.cancel()
-
-    def _take(self, message: charging_pb2.ChargeBatchResponse) -> None:
+    def take(self, message: charging_pb2.StreamChargesResponse) -> None:
+        """What is known of some of them."""
         loads = {load.substation_id: load for load in message.loads}
         for outcome in message.outcomes:
             self._items[outcome.index].hear(_read(outcome, loads))
+        self._heard(len(message.outcomes))
+        if not self._unheard:
+            self._stream.forget(self._number)
+            self._finish()
+
+    def over(self, broken: Outcome) -> None:
+        """Nothing more is known of those that have heard nothing."""
+        for item in self._items:
+            item.hear(broken)
+        self._let_others()
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
 
     # --- each item's end ---------------------------------------------------------------------------
 
     def _next_end(self) -> float:
         return min(item.until for item in self._items if not item.heard)
-
-    def _last_end(self) -> float:
-        return max(item.until for item in self._items)
 
     def _expire(self) -> None:
         """One timer for all: it goes to the earliest end there is then."""
@@ -276,7 +346,10 @@ class _Call:
         for item in self._items:
             if item.until <= now:
                 item.hear(_lost(grpc.StatusCode.DEADLINE_EXCEEDED, "no outcome in time"))
-        if not all(item.heard for item in self._items):
+        if all(item.heard for item in self._items):
+            self._stream.forget(self._number)
+            self._let_others()
+        else:
             self._end = self._loop.call_at(self._next_end(), self._expire)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from typing import Any, TypeAlias, cast
 
@@ -65,17 +65,16 @@ class Calls:
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """The handler of a method (`/package.Service/Method`) with all that surrounds it."""
-        if handler.request_streaming or _writes_itself(handler):
+        kind: Any
+        if handler.request_streaming and method.startswith(_OF_THE_MESH):
+            kind, behavior = grpc.stream_stream_rpc_method_handler, self._batches(method, handler.stream_stream)
+        elif handler.request_streaming or _writes_itself(handler):
             # Reflection's two-way stream, which has errors of its own; Watch of health.
             return handler
-        kind: Any = (
-            grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        behavior = (
-            self._stream(method, handler.unary_stream)
-            if handler.response_streaming
-            else self._unary(method, handler.unary_unary)
-        )
+        elif handler.response_streaming:
+            kind, behavior = grpc.unary_stream_rpc_method_handler, self._stream(method, handler.unary_stream)
+        else:
+            kind, behavior = grpc.unary_unary_rpc_method_handler, self._unary(method, handler.unary_unary)
         wrapped: Handler = kind(behavior, handler.request_deserializer, handler.response_serializer)
         return wrapped
 
@@ -126,6 +125,16 @@ class Calls:
                 self._metrics.observe(method, *ended, None)
 
         return call
+
+    def _batches(self, method: str, behavior: Any) -> Any:  # noqa: ANN401
+        """Of StreamCharges: each message is counted as what it could have been, a call of ChargeBatch."""
+
+        async def counted(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            async for request in requests:
+                self._metrics.observe(_BATCH, *_SERVED, None)
+                yield request
+
+        return self._stream(method, lambda requests, context: behavior(counted(requests), context))
 
     async def _relay(self, responses: Any, context: Context) -> None:  # noqa: ANN401
         """Holds one message at a time; a reader that takes none for too long is given up."""

@@ -64,8 +64,9 @@ class _Health(health.aio.HealthServicer):
 class Server:
     """A started server. `port` is the real one when 0 was asked for."""
 
-    def __init__(self, server: grpc.aio.Server, servicer: _Health, port: int) -> None:
+    def __init__(self, server: grpc.aio.Server, servicer: _Health, port: int, admission: Admission) -> None:
         self._server = server
+        self._admission = admission
         self._health = servicer
         self.port = port
 
@@ -82,6 +83,7 @@ class Server:
     async def stop(self, grace_seconds: float) -> None:
         """The second: what has arrived is answered, then new calls are refused and the others may finish."""
         self._health.over.set()
+        self._admission.leaving.set()
         await asyncio.sleep(min(_LEAVING_S, grace_seconds))
         await self._server.stop(grace_seconds)
 
@@ -110,4 +112,4 @@ async def start_server(
     await server.start()
     for service in ("", LIVENESS, *services):
         await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-    return Server(server, servicer, bound)
+    return Server(server, servicer, bound, admission)

@@ -19,6 +19,7 @@ from gridmesh.v1 import (
 )
 from mesh import ids, requests
 from mesh.admission import Admission
+from mesh.batching import Batches, Outcomes
 from mesh.charge import Key
 from mesh.clock import Clock, seconds
 from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
@@ -52,6 +53,16 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
     ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
         batch = ChargeBatch(self._charges, self._admission, context.time_remaining())
         async with aclosing(batch.messages(request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def StreamCharges(
+        self, requests: AsyncIterator[charging_pb2.StreamChargesRequest], context: Context
+    ) -> AsyncIterator[charging_pb2.StreamChargesResponse]:
+        def serve(request: charging_pb2.ChargeBatchRequest) -> Outcomes:
+            return ChargeBatch(self._charges, self._admission, None).messages(request)
+
+        async with aclosing(Batches(serve, self._admission.leaving).responses(requests)) as responses:
             async for response in responses:
                 yield response
 

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from gateway.table import operations
 from gateway.waiting import Waiting
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, operations_pb2, operations_pb2_grpc
 from mesh.admission import Admission, Bound
+from mesh.batching import Batches, Outcomes
 from mesh.clock import SystemClock
 from mesh.errors import MeshError
 from mesh.metrics import GrpcServerMetrics
@@ -95,7 +96,7 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
         load = load_pb2.LoadReport(substation_id="north", epoch=7, sequence=0, demand_kw=0)
         return charging_pb2.ChargeResponse(session=session, placement=placement, load=load)
 
-    async def ChargeBatch(self, request: Message, context: Context) -> AsyncIterator[Message]:
+    async def ChargeBatch(self, request: Message, context: Context) -> Outcomes:
         if "ChargeBatch" not in self.answers:
             for coming in asyncio.as_completed([self._outcome(*item, context) for item in enumerate(request.items)]):
                 yield charging_pb2.ChargeBatchResponse(outcomes=[await coming])
@@ -106,6 +107,14 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
                 raise outcomes
             whole = isinstance(outcomes, charging_pb2.ChargeBatchResponse)
             yield outcomes if whole else charging_pb2.ChargeBatchResponse(outcomes=outcomes)
+
+    async def StreamCharges(self, requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
+        def serve(request: Message) -> Outcomes:
+            return self.ChargeBatch(request, context)
+
+        async with aclosing(Batches(serve, asyncio.Event()).responses(requests)) as responses:
+            async for response in responses:
+                yield response
 
     async def _outcome(self, index: int, item: Message, context: Context) -> charging_pb2.ChargeBatchOutcome:
         """One item as a call of its own."""

@@ -9,6 +9,7 @@ import pytest
 
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2
 from mesh import coalescing
+from mesh.batching import Batches, Outcomes
 from mesh.channel import open_channel
 from mesh.clock import seconds
 from mesh.coalescing import Charged, Coalescer, Item, Outcome, Unsent
@@ -28,6 +29,10 @@ def answer(name: str) -> charging_pb2.ChargeResponse:
     return charging_pb2.ChargeResponse(session=charging_pb2.Session(session_id=name, substation_id="a"))
 
 
+class _Broken(Exception):
+    pass
+
+
 class Destination(charging_pb2_grpc.ChargingServiceServicer):
     """Answers what it is asked when it is told to; remembers what came together."""
 
@@ -36,7 +41,11 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
         self.batches: list[charging_pb2.ChargeBatchRequest] = []
         self._go: dict[str, asyncio.Event] = {}
         self.statuses: dict[str, MeshError | grpc.StatusCode] = {}
-        # Ends every batch with this, once the first of its items was answered.
+        # So many calls of StreamCharges there were, and when it says that it is about to stop.
+        self.calls = 0
+        self.leaving = asyncio.Event()
+        self.half_closed = False
+        # Ends the call with this, once the first item of a batch was answered.
         self.breaks: grpc.StatusCode | None = None
         self.refuses: MeshError | None = None
 
@@ -58,14 +67,30 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
         response.load.substation_id = "a"
         return response
 
-    async def ChargeBatch(  # noqa: N802
-        self, request: charging_pb2.ChargeBatchRequest, context: Context
-    ) -> AsyncIterator[charging_pb2.ChargeBatchResponse]:
+    async def StreamCharges(  # noqa: N802
+        self, requests: AsyncIterator[charging_pb2.StreamChargesRequest], context: Context
+    ) -> AsyncIterator[charging_pb2.StreamChargesResponse]:
+        self.calls += 1
+        if self.refuses is not None:
+            await context.abort_with_status(grpc_status(self.refuses))
+        try:
+            async for response in Batches(self._batch, self.leaving).responses(self._until_closed(requests)):
+                yield response
+        except _Broken:
+            assert self.breaks is not None
+            await context.abort(self.breaks, "broken")
+
+    async def _until_closed(
+        self, requests: AsyncIterator[charging_pb2.StreamChargesRequest]
+    ) -> AsyncIterator[charging_pb2.StreamChargesRequest]:
+        async for request in requests:
+            yield request
+        self.half_closed = True
+
+    async def _batch(self, request: charging_pb2.ChargeBatchRequest) -> Outcomes:
         names = [item.request.request_id for item in request.items]
         self.arrived.append(names)
         self.batches.append(request)
-        if self.refuses is not None:
-            await context.abort_with_status(grpc_status(self.refuses))
         waiting = [asyncio.ensure_future(self._outcome(*each)) for each in enumerate(names)]
         for coming in asyncio.as_completed(waiting):
             outcome = await coming
@@ -73,7 +98,7 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
             loads = [load_pb2.LoadReport(substation_id=name, sequence=7) for name in ("b", "a", "c")]
             yield charging_pb2.ChargeBatchResponse(outcomes=[outcome], loads=loads)
             if self.breaks is not None:
-                await context.abort(self.breaks, "broken")
+                raise _Broken
 
     async def _outcome(self, index: int, name: str) -> charging_pb2.ChargeBatchOutcome:
         await self._event(name).wait()
@@ -302,6 +327,57 @@ async def test_a_batch_that_breaks_loses_those_without_an_outcome_and_no_others(
         lost = client.heard[name]
         assert isinstance(lost, grpc.aio.AioRpcError)
         assert lost.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_batches_travel_on_one_call(to: Destination, client: Client) -> None:
+    for names in (("a", "b"), ("c", "d"), ("e", "f")):
+        client.send(*names)
+        to.go(*names)
+        await until(partial(client.heard.__contains__, names[1]))
+    assert to.arrived == [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert to.calls == 1
+
+
+async def test_a_batch_that_is_answered_late_holds_up_none_on_the_same_call(
+    to: Destination, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coalescing, "_SHORTEST_HOLD_S", 0.01)
+    client.send("slow-1", "slow-2")
+    await until(lambda: len(to.arrived) == 1)
+    client.send("a", "b")
+    to.go("a", "b")
+    await until(lambda: len(client.heard) == 2)
+    to.go("slow-1", "slow-2")
+    await until(lambda: len(client.heard) == 4)
+    assert to.calls == 1
+
+
+async def test_who_is_about_to_stop_answers_what_was_sent_and_hears_the_next_on_another_call(
+    to: Destination, client: Client
+) -> None:
+    client.send("a", "b")
+    await until(lambda: len(to.arrived) == 1)
+    client.send("c", "d")
+    to.leaving.set()
+    await until(lambda: to.half_closed)
+    to.leaving = asyncio.Event()
+    to.go("a", "b", "c", "d")
+    await until(lambda: len(client.heard) == 4)
+    assert [client.session(name) for name in "abcd"] == ["a", "b", "c", "d"]
+    assert to.calls == 2
+
+
+async def test_after_a_call_that_broke_the_next_batch_opens_another(to: Destination, client: Client) -> None:
+    to.breaks = grpc.StatusCode.UNAVAILABLE
+    client.send("a", "b")
+    to.go("a", "b")
+    await until(lambda: len(client.heard) == 2)
+    to.breaks = None
+    client.send("c", "d")
+    to.go("c", "d")
+    await until(lambda: len(client.heard) == 4)
+    assert (client.session("c"), client.session("d")) == ("c", "d")
+    assert to.calls == 2
 
 
 @pytest.mark.parametrize(

@@ -644,6 +644,70 @@ class ChargeBatchResponse(_message.Message):
 Global___ChargeBatchResponse: _TypeAlias = ChargeBatchResponse  # noqa: Y015
 
 @_typing.final
+class StreamChargesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of this batch on this stream, as the client likes; each another one."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChargeBatchItem]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        items: _abc.Iterable[Global___ChargeBatchItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamChargesRequest: _TypeAlias = StreamChargesRequest  # noqa: Y015
+
+@_typing.final
+class StreamChargesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the batch that all of this is about."""
+    leaving: _builtins.bool
+    """The server is about to stop: begin the next batch on a new call, and half-close this one. What was sent on it before
+    that is answered. Nothing else is in such a message.
+    """
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChargeBatchOutcome]:
+        """Those that became known together."""
+
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[_load_pb2.LoadReport]:
+        """As in ChargeBatchResponse."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        outcomes: _abc.Iterable[Global___ChargeBatchOutcome] | None = ...,
+        loads: _abc.Iterable[_load_pb2.LoadReport] | None = ...,
+        leaving: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaving", b"leaving", "loads", b"loads", "number", b"number", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamChargesResponse: _TypeAlias = StreamChargesResponse  # noqa: Y015
+
+@_typing.final
 class ChargeBatchOutcome(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

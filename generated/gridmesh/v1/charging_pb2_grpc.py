@@ -45,6 +45,11 @@ class ChargingServiceStub:
                 request_serializer=gridmesh_dot_v1_dot_charging__pb2.ChargeBatchRequest.SerializeToString,
                 response_deserializer=gridmesh_dot_v1_dot_charging__pb2.ChargeBatchResponse.FromString,
                 _registered_method=True)
+        self.StreamCharges = channel.stream_stream(
+                '/gridmesh.v1.ChargingService/StreamCharges',
+                request_serializer=gridmesh_dot_v1_dot_charging__pb2.StreamChargesRequest.SerializeToString,
+                response_deserializer=gridmesh_dot_v1_dot_charging__pb2.StreamChargesResponse.FromString,
+                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/gridmesh.v1.ChargingService/GetSession',
                 request_serializer=gridmesh_dot_v1_dot_charging__pb2.GetSessionRequest.SerializeToString,
@@ -95,6 +100,15 @@ class ChargingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamCharges(self, request_iterator, context):
+        """As many batches as there are, on one call that stays: for gateways and balancers, where a call of its own for each
+        would cost more than what it carries. Each message is what a ChargeBatch would be; the batches are served beside
+        each other. No deadline: each item has its timeout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSession(self, request, context):
         """NOT_FOUND / SESSION_NOT_FOUND when no such session is known.
         """
@@ -136,6 +150,11 @@ def add_ChargingServiceServicer_to_server(servicer, server):
                     servicer.ChargeBatch,
                     request_deserializer=gridmesh_dot_v1_dot_charging__pb2.ChargeBatchRequest.FromString,
                     response_serializer=gridmesh_dot_v1_dot_charging__pb2.ChargeBatchResponse.SerializeToString,
+            ),
+            'StreamCharges': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamCharges,
+                    request_deserializer=gridmesh_dot_v1_dot_charging__pb2.StreamChargesRequest.FromString,
+                    response_serializer=gridmesh_dot_v1_dot_charging__pb2.StreamChargesResponse.SerializeToString,
             ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
@@ -213,6 +232,33 @@ class ChargingService:
             '/gridmesh.v1.ChargingService/ChargeBatch',
             gridmesh_dot_v1_dot_charging__pb2.ChargeBatchRequest.SerializeToString,
             gridmesh_dot_v1_dot_charging__pb2.ChargeBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamCharges(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/gridmesh.v1.ChargingService/StreamCharges',
+            gridmesh_dot_v1_dot_charging__pb2.StreamChargesRequest.SerializeToString,
+            gridmesh_dot_v1_dot_charging__pb2.StreamChargesResponse.FromString,
             options,
             channel_credentials,
             insecure,

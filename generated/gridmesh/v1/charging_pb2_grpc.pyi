@@ -60,6 +60,11 @@ class ChargingServiceStub:
     """Many charges in one call. Each item has its own timeout and outcome; outcomes come back, grouped,
     as they are known, in no promised order. A bad or late item holds back nobody.
     """
+    StreamCharges: _grpc.StreamStreamMultiCallable[_charging_pb2.StreamChargesRequest, _charging_pb2.StreamChargesResponse]
+    """As many batches as there are, on one call that stays: for gateways and balancers, where a call of its own for each
+    would cost more than what it carries. Each message is what a ChargeBatch would be; the batches are served beside
+    each other. No deadline: each item has its timeout.
+    """
     GetSession: _grpc.UnaryUnaryMultiCallable[_charging_pb2.GetSessionRequest, _charging_pb2.GetSessionResponse]
     """NOT_FOUND / SESSION_NOT_FOUND when no such session is known."""
     ListSessions: _grpc.UnaryUnaryMultiCallable[_charging_pb2.ListSessionsRequest, _charging_pb2.ListSessionsResponse]
@@ -91,6 +96,11 @@ class ChargingServiceAsyncStub(ChargingServiceStub):
     ChargeBatch: _aio.UnaryStreamMultiCallable[_charging_pb2.ChargeBatchRequest, _charging_pb2.ChargeBatchResponse]  # type: ignore[assignment]
     """Many charges in one call. Each item has its own timeout and outcome; outcomes come back, grouped,
     as they are known, in no promised order. A bad or late item holds back nobody.
+    """
+    StreamCharges: _aio.StreamStreamMultiCallable[_charging_pb2.StreamChargesRequest, _charging_pb2.StreamChargesResponse]  # type: ignore[assignment]
+    """As many batches as there are, on one call that stays: for gateways and balancers, where a call of its own for each
+    would cost more than what it carries. Each message is what a ChargeBatch would be; the batches are served beside
+    each other. No deadline: each item has its timeout.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_charging_pb2.GetSessionRequest, _charging_pb2.GetSessionResponse]  # type: ignore[assignment]
     """NOT_FOUND / SESSION_NOT_FOUND when no such session is known."""
@@ -132,6 +142,17 @@ class ChargingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_charging_pb2.ChargeBatchResponse], _abc.AsyncIterator[_charging_pb2.ChargeBatchResponse]]:
         """Many charges in one call. Each item has its own timeout and outcome; outcomes come back, grouped,
         as they are known, in no promised order. A bad or late item holds back nobody.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamCharges(
+        self,
+        request_iterator: _MaybeAsyncIterator[_charging_pb2.StreamChargesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_charging_pb2.StreamChargesResponse], _abc.AsyncIterator[_charging_pb2.StreamChargesResponse]]:
+        """As many batches as there are, on one call that stays: for gateways and balancers, where a call of its own for each
+        would cost more than what it carries. Each message is what a ChargeBatch would be; the batches are served beside
+        each other. No deadline: each item has its timeout.
         """
 
     @_abc_1.abstractmethod
