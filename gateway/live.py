@@ -6,6 +6,7 @@ holds of its own is a number.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -161,7 +162,7 @@ class _View:
             self._call.cancel()
 
 
-class _Watch:
+class _Watch(ABC):
     """One watcher, who looks at once and then at each ring. A slow one is sent the latest load view only."""
 
     def __init__(self, view: _View, pulse: _Pulse) -> None:
@@ -180,8 +181,9 @@ class _Watch:
             if self._view.broken:
                 raise ProblemError(self._view.broken)
 
+    @abstractmethod
     def _news(self) -> bytes:
-        raise NotImplementedError
+        """What this watcher has not been told yet, as events; empty: nothing."""
 
     def _changed(self) -> bool:
         seen, self._seen = self._seen, self._view.number

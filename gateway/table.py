@@ -7,7 +7,7 @@ import msgspec
 
 from gateway import assets, examples, openapi, pages, schemas
 from gateway.asgi import HTML, JSON, Request, Response
-from gateway.operation import EVENT_STREAM, Failure, Link, Operation, Parameter, Reply
+from gateway.operation import EVENT_STREAM, Failure, Handler, Link, Operation, Parameter, Reply
 from gateway.routes import APPLIED, KEY, PREFER, Api
 
 
@@ -122,9 +122,45 @@ def _links(expression: str) -> tuple[Link, ...]:
     return tuple(Link(name, name, named) for name in ("get_charge", "stop_charge", "watch_charge"))
 
 
+_OF_SESSION = _links("$response.body#/session/session_id")
+_CHARGED = Reply(
+    201,
+    "Admitted; on the substation's disk.",
+    schemas.ChargeReply,
+    headers=(_LOCATION, _KEY_ECHO, _APPLIED),
+    example=examples.CHARGE,
+    links=_OF_SESSION,
+)
+_NOT_CHARGED = (
+    *_BAD_BODY,
+    Failure(409, "The attempt was given up before it arrived; repeat it.", ("ATTEMPT_FENCED",)),
+    Failure(422, "KEY_REUSED: the key belongs to another request.", ("KEY_REUSED",)),
+    Failure(429, "Too many requests.", ()),
+    Failure(
+        503,
+        "No power or plug now (NO_CHARGE_POINT, FLOOR_ABOVE_LIMIT, TOO_MANY_WAITING, NOT_ACCEPTING), more requests "
+        "than can be served in time (OVERLOADED: nothing was done), nobody could "
+        "be asked (NO_SUBSTATION, BALANCER_UNREACHABLE), or OUTCOME_UNKNOWN: repeat with the same key.",
+        _NOT_NOW,
+    ),
+    Failure(
+        504, "No answer in time; OUTCOME_UNKNOWN: repeat with the same key.", ("OUTCOME_UNKNOWN", "ATTEMPT_EXPIRED")
+    ),
+)
+_DRAINED = (Reply(200, "The load after it.", schemas.LoadReply, example=schemas.LoadReply(examples.LOAD)),)
+_LIMITS = (
+    Reply(
+        200,
+        "All that are set, and the load after it.",
+        schemas.LimitsReply,
+        example=schemas.LimitsReply(examples.LOAD, [examples.LIMIT]),
+    ),
+)
+_VIEW = schemas.SubstationList([examples.SUBSTATION])
+
+
 def operations(api: Api, version: str) -> list[Operation]:
     """Every operation, with those of the document itself."""
-    table = [*_charges(api), *_substations(api), *_itself(api)]
     document: list[bytes] = []
     docs: list[bytes] = []
 
@@ -136,8 +172,330 @@ def operations(api: Api, version: str) -> list[Operation]:
         del request
         return Response(docs[0], HTML)
 
+    table = [*(declared(api) for declared in _DECLARED), *_pages(show_document, show_docs)]
+    described = openapi.document(table, version)
+    document.append(msgspec.json.encode(described))
+    docs.append(pages.docs(described).encode())
+    return [*table, *assets.parts()]
+
+
+def _charge(api: Api) -> Operation:
+    return Operation(
+        "charge",
+        "POST",
+        "/v1/charges",
+        "charges",
+        "Charges one car.",
+        api.charge,
+        (_CHARGED, replace(_CHARGED, status=200, description="The key was known: its session.")),
+        parameters=(_KEY_GIVEN, _PREFER),
+        body=schemas.ChargeBody,
+        example=examples.CAR,
+        problems=_NOT_CHARGED,
+        problem_headers=(_KEY_ECHO, _APPLIED),
+    )
+
+
+def _charge_batch(api: Api) -> Operation:
+    return Operation(
+        "charge_batch",
+        "POST",
+        "/v1/charges:batch",
+        "charges",
+        "Charges up to 1,000 cars.",
+        api.charge_batch,
+        (
+            Reply(
+                200,
+                "One outcome per item, in order. Each has its own status.",
+                list[schemas.BatchOutcome],
+                example=examples.OUTCOMES,
+            ),
+        ),
+        "A bad or late item holds back no other.",
+        body=list[schemas.BatchItem],
+        example=[{"request_id": examples.KEY, **examples.CAR}],
+        problems=(*_BAD_BODY, *_UPSTREAM),
+    )
+
+
+def _list_charges(api: Api) -> Operation:
+    return Operation(
+        "list_charges",
+        "GET",
+        "/v1/charges",
+        "charges",
+        "Pages through sessions.",
+        api.list_charges,
+        (
+            Reply(
+                200,
+                "One page, in order of session_id within a substation.",
+                schemas.SessionList,
+                example=schemas.SessionList([examples.SESSION], "bm9ydGg"),
+                links=(
+                    *_links("$response.body#/sessions/0/session_id"),
+                    Link("next_page", "list_charges", {"page_token": "$response.body#/next_page_token"}),
+                ),
+            ),
+        ),
+        parameters=(
+            Parameter(
+                "page_size",
+                "query",
+                "1 to 1,000. Absent or 0: 100.",
+                {"type": "integer", "minimum": 0, "maximum": 1000},
+            ),
+            Parameter("page_token", "query", "next_page_token of the page before.", {"type": "string"}),
+            Parameter("include_ended", "query", f"true: {_ALSO_ENDED}.", {"type": "boolean"}),
+            Parameter(
+                "state",
+                "query",
+                "Only this state; may be given several times.",
+                {"type": "array", "items": {"$ref": "#/components/schemas/SessionState"}},
+            ),
+            Parameter("vehicle_id", "query", "Only this car.", {"type": "string"}),
+            Parameter("substation_id", "query", "Only this substation.", {"type": "string"}),
+        ),
+        problems=(*_BAD, *_NO_SUBSTATION, *_UPSTREAM),
+    )
+
+
+def _get_charge(api: Api) -> Operation:
+    return Operation(
+        "get_charge",
+        "GET",
+        "/v1/charges/{session_id}",
+        "charges",
+        "One session.",
+        api.get_charge,
+        (
+            Reply(
+                200,
+                "The session as it is now.",
+                schemas.SessionReply,
+                example=schemas.SessionReply(examples.SESSION),
+                links=_OF_SESSION[1:],
+            ),
+        ),
+        parameters=(_SESSION_ID,),
+        problems=(*_BAD, *_NO_SESSION, *_UPSTREAM),
+    )
+
+
+def _stop_charge(api: Api) -> Operation:
+    return Operation(
+        "stop_charge",
+        "POST",
+        "/v1/charges/{session_id}/stop",
+        "charges",
+        "Ends a session.",
+        api.stop_charge,
+        (
+            Reply(
+                200,
+                "The session as it ended.",
+                schemas.SessionReply,
+                example=schemas.SessionReply(examples.SESSION),
+                links=_OF_SESSION[:1],
+            ),
+        ),
+        "Its power is free at once. A second stop changes nothing. The body may be absent.",
+        parameters=(_SESSION_ID,),
+        body=schemas.StopBody,
+        body_required=False,
+        example={"reason": "REMOTE"},
+        problems=(*_BAD_BODY, *_NO_SESSION, *_UPSTREAM),
+    )
+
+
+def _watch_charge(api: Api) -> Operation:
+    return Operation(
+        "watch_charge",
+        "GET",
+        "/v1/charges/{session_id}/events",
+        "charges",
+        "A session as server-sent events.",
+        api.watch_charge,
+        (
+            Reply(
+                200,
+                "`session` with a Session now, on every change and each second while it charges; last "
+                "`end` with a StreamEnd, or `error` with a Problem.",
+                media_type=EVENT_STREAM,
+                events={"session": schemas.Session, "end": schemas.StreamEnd, "error": schemas.Problem},
+            ),
+            Reply(204, "`Last-Event-ID` is that of `end`: there is nothing to come back for.", media_type=""),
+        ),
+        parameters=(_SESSION_ID, _LAST_EVENT_ID),
+        problems=(*_BAD, *_NO_SESSION, *_UPSTREAM),
+    )
+
+
+def _list_substations(api: Api) -> Operation:
+    return Operation(
+        "list_substations",
+        "GET",
+        "/v1/substations",
+        "substations",
+        "Every substation as the balancer knows it.",
+        api.list_substations,
+        (Reply(200, "The load view.", schemas.SubstationList, example=_VIEW),),
+        problems=(*_BAD, *_UPSTREAM),
+    )
+
+
+def _watch_substations(api: Api) -> Operation:
+    return Operation(
+        "watch_substations",
+        "GET",
+        "/v1/substations/events",
+        "substations",
+        "The load view as server-sent events.",
+        api.watch_substations,
+        (
+            Reply(
+                200,
+                "`substations` with a SubstationList now, on every change and each second; "
+                "last `error` with a Problem.",
+                media_type=EVENT_STREAM,
+                events={"substations": schemas.SubstationList, "error": schemas.Problem},
+            ),
+        ),
+        parameters=(_LAST_EVENT_ID,),
+        problems=(*_BAD, *_UPSTREAM),
+    )
+
+
+def _set_limit(api: Api) -> Operation:
+    return Operation(
+        "set_limit",
+        "PUT",
+        "/v1/substations/{substation_id}/limits/{source}",
+        "substations",
+        "Limits a substation's power.",
+        api.set_limit,
+        _LIMITS,
+        "One limit per source; the lowest active one counts. On disk before the reply; the cars follow "
+        "within their obedience time.",
+        parameters=(_SUBSTATION_ID, _SOURCE),
+        body=schemas.LimitBody,
+        example={"limit_kw": 50, "reason": "evening peak"},
+        problems=(*_BAD_BODY, *_NO_SUBSTATION, *_OPERATORS),
+    )
+
+
+def _clear_limit(api: Api) -> Operation:
+    return Operation(
+        "clear_limit",
+        "DELETE",
+        "/v1/substations/{substation_id}/limits/{source}",
+        "substations",
+        "Removes a source's limit.",
+        api.clear_limit,
+        _LIMITS,
+        parameters=(_SUBSTATION_ID, _SOURCE),
+        problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
+    )
+
+
+def _drain(api: Api) -> Operation:
+    return Operation(
+        "drain",
+        "POST",
+        "/v1/substations/{substation_id}/drain",
+        "substations",
+        "Admits nothing more there.",
+        api.drain,
+        _DRAINED,
+        "Also after a restart. Live sessions go on.",
+        parameters=(_SUBSTATION_ID,),
+        problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
+    )
+
+
+def _undrain(api: Api) -> Operation:
+    return Operation(
+        "undrain",
+        "POST",
+        "/v1/substations/{substation_id}/undrain",
+        "substations",
+        "Admits there again.",
+        api.undrain,
+        _DRAINED,
+        parameters=(_SUBSTATION_ID,),
+        problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
+    )
+
+
+def _get_health(api: Api) -> Operation:
+    return Operation(
+        "get_health",
+        "GET",
+        "/healthz",
+        "gateway",
+        "Whether the process runs.",
+        api.healthz,
+        (Reply(200, "It does.", schemas.Health, example=schemas.Health()),),
+    )
+
+
+def _get_readiness(api: Api) -> Operation:
+    return Operation(
+        "get_readiness",
+        "GET",
+        "/readyz",
+        "gateway",
+        "Whether charges can be placed.",
+        api.readyz,
+        (Reply(200, "They can.", schemas.Readiness, example=schemas.Readiness(3, 3)),),
+        problems=(
+            Failure(
+                503,
+                "They cannot; `detail` says why.",
+                ("NO_SUBSTATION", "BALANCER_UNREACHABLE", "GATEWAY_STOPPING"),
+            ),
+            Failure(504, "The balancer did not answer in time.", ("DEADLINE_EXCEEDED",)),
+        ),
+    )
+
+
+def _watch_grid(api: Api) -> Operation:
+    return Operation(
+        "watch_grid",
+        "GET",
+        "/v1/events",
+        "gateway",
+        "The grid as server-sent events.",
+        api.watch_grid,
+        (
+            Reply(
+                200,
+                "`substations` with a SubstationList now, on every change and each second, and without an id, as "
+                "it is a state; `placed` (at, request_id, session_id, vehicle_id, max_power_kw, energy_kwh, "
+                "placement), `refused` and `in_doubt` (at, request_id, vehicle_id, problem) for what this gateway "
+                "itself did; `gap` (missed) where some of these are forgotten; last `error` with a Problem.",
+                media_type=EVENT_STREAM,
+                events={
+                    "substations": schemas.SubstationList,
+                    "placed": schemas.Placed,
+                    "refused": schemas.Refused,
+                    "in_doubt": schemas.Refused,
+                    "gap": schemas.Gap,
+                    "error": schemas.Problem,
+                },
+            ),
+        ),
+        "It begins with the last 50 of what happened, or with all after `Last-Event-ID`, of which 1,000 are kept. "
+        "What other gateways placed shows only in `substations`.",
+        parameters=(_LAST_EVENT_SEEN,),
+        problems=(*_BAD, *_UPSTREAM),
+    )
+
+
+def _pages(show_document: Handler, show_docs: Handler) -> list[Operation]:
     html = HTML.decode()
-    table += [
+    return [
         Operation(
             "get_openapi",
             "GET",
@@ -166,326 +524,23 @@ def operations(api: Api, version: str) -> list[Operation]:
             (Reply(200, "A page.", None, html),),
         ),
     ]
-    described = openapi.document(table, version)
-    document.append(msgspec.json.encode(described))
-    docs.append(pages.docs(described).encode())
-    return [*table, *assets.parts()]
 
 
-def _charges(api: Api) -> list[Operation]:
-    of_session = _links("$response.body#/session/session_id")
-    charged = Reply(
-        201,
-        "Admitted; on the substation's disk.",
-        schemas.ChargeReply,
-        headers=(_LOCATION, _KEY_ECHO, _APPLIED),
-        example=examples.CHARGE,
-        links=of_session,
-    )
-    charge_problems = (
-        *_BAD_BODY,
-        Failure(409, "The attempt was given up before it arrived; repeat it.", ("ATTEMPT_FENCED",)),
-        Failure(422, "KEY_REUSED: the key belongs to another request.", ("KEY_REUSED",)),
-        Failure(429, "Too many requests.", ()),
-        Failure(
-            503,
-            "No power or plug now (NO_CHARGE_POINT, FLOOR_ABOVE_LIMIT, TOO_MANY_WAITING, NOT_ACCEPTING), more requests "
-            "than can be served in time (OVERLOADED: nothing was done), nobody could "
-            "be asked (NO_SUBSTATION, BALANCER_UNREACHABLE), or OUTCOME_UNKNOWN: repeat with the same key.",
-            _NOT_NOW,
-        ),
-        Failure(
-            504, "No answer in time; OUTCOME_UNKNOWN: repeat with the same key.", ("OUTCOME_UNKNOWN", "ATTEMPT_EXPIRED")
-        ),
-    )
-    return [
-        Operation(
-            "charge",
-            "POST",
-            "/v1/charges",
-            "charges",
-            "Charges one car.",
-            api.charge,
-            (charged, replace(charged, status=200, description="The key was known: its session.")),
-            parameters=(_KEY_GIVEN, _PREFER),
-            body=schemas.ChargeBody,
-            example=examples.CAR,
-            problems=charge_problems,
-            problem_headers=(_KEY_ECHO, _APPLIED),
-        ),
-        Operation(
-            "charge_batch",
-            "POST",
-            "/v1/charges:batch",
-            "charges",
-            "Charges up to 1,000 cars.",
-            api.charge_batch,
-            (
-                Reply(
-                    200,
-                    "One outcome per item, in order. Each has its own status.",
-                    list[schemas.BatchOutcome],
-                    example=examples.OUTCOMES,
-                ),
-            ),
-            "A bad or late item holds back no other.",
-            body=list[schemas.BatchItem],
-            example=[{"request_id": examples.KEY, **examples.CAR}],
-            problems=(*_BAD_BODY, *_UPSTREAM),
-        ),
-        Operation(
-            "list_charges",
-            "GET",
-            "/v1/charges",
-            "charges",
-            "Pages through sessions.",
-            api.list_charges,
-            (
-                Reply(
-                    200,
-                    "One page, in order of session_id within a substation.",
-                    schemas.SessionList,
-                    example=schemas.SessionList([examples.SESSION], "bm9ydGg"),
-                    links=(
-                        *_links("$response.body#/sessions/0/session_id"),
-                        Link("next_page", "list_charges", {"page_token": "$response.body#/next_page_token"}),
-                    ),
-                ),
-            ),
-            parameters=(
-                Parameter(
-                    "page_size",
-                    "query",
-                    "1 to 1,000. Absent or 0: 100.",
-                    {"type": "integer", "minimum": 0, "maximum": 1000},
-                ),
-                Parameter("page_token", "query", "next_page_token of the page before.", {"type": "string"}),
-                Parameter("include_ended", "query", f"true: {_ALSO_ENDED}.", {"type": "boolean"}),
-                Parameter(
-                    "state",
-                    "query",
-                    "Only this state; may be given several times.",
-                    {"type": "array", "items": {"$ref": "#/components/schemas/SessionState"}},
-                ),
-                Parameter("vehicle_id", "query", "Only this car.", {"type": "string"}),
-                Parameter("substation_id", "query", "Only this substation.", {"type": "string"}),
-            ),
-            problems=(*_BAD, *_NO_SUBSTATION, *_UPSTREAM),
-        ),
-        Operation(
-            "get_charge",
-            "GET",
-            "/v1/charges/{session_id}",
-            "charges",
-            "One session.",
-            api.get_charge,
-            (
-                Reply(
-                    200,
-                    "The session as it is now.",
-                    schemas.SessionReply,
-                    example=schemas.SessionReply(examples.SESSION),
-                    links=of_session[1:],
-                ),
-            ),
-            parameters=(_SESSION_ID,),
-            problems=(*_BAD, *_NO_SESSION, *_UPSTREAM),
-        ),
-        Operation(
-            "stop_charge",
-            "POST",
-            "/v1/charges/{session_id}/stop",
-            "charges",
-            "Ends a session.",
-            api.stop_charge,
-            (
-                Reply(
-                    200,
-                    "The session as it ended.",
-                    schemas.SessionReply,
-                    example=schemas.SessionReply(examples.SESSION),
-                    links=of_session[:1],
-                ),
-            ),
-            "Its power is free at once. A second stop changes nothing. The body may be absent.",
-            parameters=(_SESSION_ID,),
-            body=schemas.StopBody,
-            body_required=False,
-            example={"reason": "REMOTE"},
-            problems=(*_BAD_BODY, *_NO_SESSION, *_UPSTREAM),
-        ),
-        Operation(
-            "watch_charge",
-            "GET",
-            "/v1/charges/{session_id}/events",
-            "charges",
-            "A session as server-sent events.",
-            api.watch_charge,
-            (
-                Reply(
-                    200,
-                    "`session` with a Session now, on every change and each second while it charges; last "
-                    "`end` with a StreamEnd, or `error` with a Problem.",
-                    media_type=EVENT_STREAM,
-                    events={"session": schemas.Session, "end": schemas.StreamEnd, "error": schemas.Problem},
-                ),
-                Reply(204, "`Last-Event-ID` is that of `end`: there is nothing to come back for.", media_type=""),
-            ),
-            parameters=(_SESSION_ID, _LAST_EVENT_ID),
-            problems=(*_BAD, *_NO_SESSION, *_UPSTREAM),
-        ),
-    ]
-
-
-def _substations(api: Api) -> list[Operation]:
-    drained = (Reply(200, "The load after it.", schemas.LoadReply, example=schemas.LoadReply(examples.LOAD)),)
-    limits = (
-        Reply(
-            200,
-            "All that are set, and the load after it.",
-            schemas.LimitsReply,
-            example=schemas.LimitsReply(examples.LOAD, [examples.LIMIT]),
-        ),
-    )
-    view = schemas.SubstationList([examples.SUBSTATION])
-    return [
-        Operation(
-            "list_substations",
-            "GET",
-            "/v1/substations",
-            "substations",
-            "Every substation as the balancer knows it.",
-            api.list_substations,
-            (Reply(200, "The load view.", schemas.SubstationList, example=view),),
-            problems=(*_BAD, *_UPSTREAM),
-        ),
-        Operation(
-            "watch_substations",
-            "GET",
-            "/v1/substations/events",
-            "substations",
-            "The load view as server-sent events.",
-            api.watch_substations,
-            (
-                Reply(
-                    200,
-                    "`substations` with a SubstationList now, on every change and each second; "
-                    "last `error` with a Problem.",
-                    media_type=EVENT_STREAM,
-                    events={"substations": schemas.SubstationList, "error": schemas.Problem},
-                ),
-            ),
-            parameters=(_LAST_EVENT_ID,),
-            problems=(*_BAD, *_UPSTREAM),
-        ),
-        Operation(
-            "set_limit",
-            "PUT",
-            "/v1/substations/{substation_id}/limits/{source}",
-            "substations",
-            "Limits a substation's power.",
-            api.set_limit,
-            limits,
-            "One limit per source; the lowest active one counts. On disk before the reply; the cars follow "
-            "within their obedience time.",
-            parameters=(_SUBSTATION_ID, _SOURCE),
-            body=schemas.LimitBody,
-            example={"limit_kw": 50, "reason": "evening peak"},
-            problems=(*_BAD_BODY, *_NO_SUBSTATION, *_OPERATORS),
-        ),
-        Operation(
-            "clear_limit",
-            "DELETE",
-            "/v1/substations/{substation_id}/limits/{source}",
-            "substations",
-            "Removes a source's limit.",
-            api.clear_limit,
-            limits,
-            parameters=(_SUBSTATION_ID, _SOURCE),
-            problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
-        ),
-        Operation(
-            "drain",
-            "POST",
-            "/v1/substations/{substation_id}/drain",
-            "substations",
-            "Admits nothing more there.",
-            api.drain,
-            drained,
-            "Also after a restart. Live sessions go on.",
-            parameters=(_SUBSTATION_ID,),
-            problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
-        ),
-        Operation(
-            "undrain",
-            "POST",
-            "/v1/substations/{substation_id}/undrain",
-            "substations",
-            "Admits there again.",
-            api.undrain,
-            drained,
-            parameters=(_SUBSTATION_ID,),
-            problems=(*_BAD, *_NO_SUBSTATION, *_OPERATORS),
-        ),
-    ]
-
-
-def _itself(api: Api) -> list[Operation]:
-    return [
-        Operation(
-            "get_health",
-            "GET",
-            "/healthz",
-            "gateway",
-            "Whether the process runs.",
-            api.healthz,
-            (Reply(200, "It does.", schemas.Health, example=schemas.Health()),),
-        ),
-        Operation(
-            "get_readiness",
-            "GET",
-            "/readyz",
-            "gateway",
-            "Whether charges can be placed.",
-            api.readyz,
-            (Reply(200, "They can.", schemas.Readiness, example=schemas.Readiness(3, 3)),),
-            problems=(
-                Failure(
-                    503,
-                    "They cannot; `detail` says why.",
-                    ("NO_SUBSTATION", "BALANCER_UNREACHABLE", "GATEWAY_STOPPING"),
-                ),
-                Failure(504, "The balancer did not answer in time.", ("DEADLINE_EXCEEDED",)),
-            ),
-        ),
-        Operation(
-            "watch_grid",
-            "GET",
-            "/v1/events",
-            "gateway",
-            "The grid as server-sent events.",
-            api.watch_grid,
-            (
-                Reply(
-                    200,
-                    "`substations` with a SubstationList now, on every change and each second, and without an id, as "
-                    "it is a state; `placed` (at, request_id, session_id, vehicle_id, max_power_kw, energy_kwh, "
-                    "placement), `refused` and `in_doubt` (at, request_id, vehicle_id, problem) for what this gateway "
-                    "itself did; `gap` (missed) where some of these are forgotten; last `error` with a Problem.",
-                    media_type=EVENT_STREAM,
-                    events={
-                        "substations": schemas.SubstationList,
-                        "placed": schemas.Placed,
-                        "refused": schemas.Refused,
-                        "in_doubt": schemas.Refused,
-                        "gap": schemas.Gap,
-                        "error": schemas.Problem,
-                    },
-                ),
-            ),
-            "It begins with the last 50 of what happened, or with all after `Last-Event-ID`, of which 1,000 are kept. "
-            "What other gateways placed shows only in `substations`.",
-            parameters=(_LAST_EVENT_SEEN,),
-            problems=(*_BAD, *_UPSTREAM),
-        ),
-    ]
+# In the order of the document.
+_DECLARED = (
+    _charge,
+    _charge_batch,
+    _list_charges,
+    _get_charge,
+    _stop_charge,
+    _watch_charge,
+    _list_substations,
+    _watch_substations,
+    _set_limit,
+    _clear_limit,
+    _drain,
+    _undrain,
+    _get_health,
+    _get_readiness,
+    _watch_grid,
+)
