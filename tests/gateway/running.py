@@ -17,6 +17,7 @@ from gateway.balancers import Balancers
 from gateway.cors import Cors
 from gateway.live import Live
 from gateway.metrics import HttpMetrics
+from gateway.problems import ProblemError
 from gateway.routes import Api
 from gateway.table import operations
 from gateway.waiting import Waiting
@@ -241,12 +242,25 @@ class Gateway:
     registry: CollectorRegistry
     stopping: asyncio.Event
     serving: asyncio.Task[None]
+    balancers: Balancers
 
     @property
     def port(self) -> int:
         port = self.http.base_url.port
         assert port is not None
         return port
+
+    async def connected(self) -> None:
+        """Waits for the balancer: to connect may take longer than a call is given."""
+
+        async def chosen() -> bool:
+            try:
+                await self.balancers.chosen()
+            except ProblemError:
+                return False
+            return True
+
+        await eventually(chosen)
 
     async def post(self, body: object, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -277,7 +291,7 @@ async def gateway_before(
     serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))
     try:
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
-            yield Gateway(http, fake, registry, stopping, serving)
+            yield Gateway(http, fake, registry, stopping, serving, balancers)
     finally:
         stopping.set()
         await serving

@@ -134,6 +134,7 @@ async def test_items_without_an_outcome_say_what_is_known(
 async def test_a_batch_that_is_late_has_504_for_each_that_is_not_known() -> None:
     fake = FakeBalancer(answers={"ChargeBatch": hangs})
     async with served(fake) as port, gateway_before(port, fake, timeout_s=0.2) as gateway:
+        await gateway.connected()
         outcomes = (await post(gateway, [CAR])).json()
     assert [(each["status"], each["problem"]["reason"]) for each in outcomes] == [(504, "OUTCOME_UNKNOWN")]
 

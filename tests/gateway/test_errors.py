@@ -138,6 +138,7 @@ async def test_a_defect_of_the_balancer_is_a_500(gateway: Gateway) -> None:
 async def test_no_answer_in_time_is_504_and_the_deadline_was_passed_on() -> None:
     fake = FakeBalancer(answers={"GetSession": hangs, "Charge": hangs})
     async with served(fake) as port, gateway_before(port, fake, timeout_s=0.2) as gateway:
+        await gateway.connected()
         a_problem(await gateway.http.get(f"/v1/charges/{SESSION_ID}"), 504, "DEADLINE_EXCEEDED")
         a_problem(await gateway.post(CAR), 504, "OUTCOME_UNKNOWN")
     assert all(0 < timeout < 0.3 for timeout in fake.timeouts)

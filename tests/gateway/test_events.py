@@ -103,7 +103,8 @@ async def test_what_fails_before_the_first_event_is_a_plain_problem(
 
 async def test_a_stream_that_never_begins_is_504() -> None:
     fake = FakeBalancer(answers={"before WatchSession": hangs})
-    async with served(fake) as port, gateway_before(port, fake, timeout_s=0.1) as gateway:
+    async with served(fake) as port, gateway_before(port, fake, timeout_s=0.5) as gateway:
+        await gateway.connected()
         a_problem(await gateway.http.get(PATH), 504, "DEADLINE_EXCEEDED")
         await asyncio.wait_for(fake.left.wait(), 5)
 

@@ -131,6 +131,7 @@ async def test_it_is_not_ready_without_one_and_says_why(
 async def test_it_is_not_ready_while_the_balancer_does_not_answer() -> None:
     fake = FakeBalancer(answers={"ListSubstations": hangs})
     async with served(fake) as port, gateway_before(port, fake, timeout_s=0.1) as gateway:
+        await gateway.connected()
         a_problem(await gateway.http.get("/readyz"), 504, "DEADLINE_EXCEEDED")
 
 
