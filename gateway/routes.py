@@ -1,6 +1,7 @@
 """What each operation of the API does. `gateway.table` names and documents them."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ _KEY = KEY.lower().encode()
 _LAST_EVENT_ID = b"last-event-id"
 _PREFER = PREFER.lower().encode()
 _APPLIED = APPLIED.lower().encode()
+# The IETF's draft has the key as a string of RFC 9651, in quotes; most clients send it bare.
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
 _OF_CHARGE = Naming("#", {"request_id": KEY})
 _OF_LIST = Naming(parameters={"states": "state"})
 _OF_SESSION = Naming("#", {"session_id": "session_id"})
@@ -358,17 +361,22 @@ class Api:
             )
 
     def _key(self, request: Request) -> str:
-        """The client's key, or one of our making."""
+        """The client's key, in quotes or bare, or one of our making."""
         given = request.given(_KEY)
         if len(given) > 1:
             raise ProblemError(problems.invalid(schemas.FieldError(KEY, "must be given once")))
-        return given[0] if given else self._new_id()
+        return _unquoted(given[0]) if given else self._new_id()
 
     def _new_id(self) -> str:
         return uuid7(self.clock.now_ms(), self.rng)
 
     def _not_after_ms(self) -> int:
         return self.clock.now_ms() + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+
+
+def _unquoted(key: str) -> str:
+    quoted = _QUOTED.fullmatch(key)
+    return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else key
 
 
 def _echo(key: str, wait_s: int) -> dict[str, str]:

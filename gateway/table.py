@@ -51,6 +51,7 @@ _KEY_GIVEN = Parameter(
     "header",
     "Makes a repeat safe: the same key with the same body is answered with the session it made the first time. "
     "One that comes while the first is under way waits for its answer, and has the same. "
+    "In quotes, as the IETF's draft has it, or bare is the same. "
     "Absent: the gateway makes one and says it in the reply.",
     _PRINTABLE_SCHEMA,
     example=examples.KEY,

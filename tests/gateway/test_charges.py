@@ -50,6 +50,25 @@ async def test_the_reply_has_session_placement_and_load_with_zeros_and_without_n
     assert reply["load"] == {"substation_id": "north", "epoch": 7, "sequence": 0, "demand_kw": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("k-1", "k-1"),
+        ('"k-1"', "k-1"),
+        (r'"a \"b\" \\"', 'a "b" \\'),
+        # No strings of RFC 9651.
+        ('""', '""'),
+        ('"k', '"k'),
+        ('"a"b"', '"a"b"'),
+        (r'"\a"', r'"\a"'),
+    ],
+)
+async def test_a_key_in_quotes_is_the_same_as_without(gateway: Gateway, said: str, key: str) -> None:
+    reply = await gateway.post(CAR, Idempotency_Key=said)
+    assert reply.headers["idempotency-key"] == key
+    assert gateway.fake.calls[0].request_id == key
+
+
 async def test_a_repeat_is_200_with_the_same_location(gateway: Gateway) -> None:
     async def repeated(request: Message, context: Context) -> charging_pb2.ChargeResponse:
         return charging_pb2.ChargeResponse(session=a_session(), repeated=True)
