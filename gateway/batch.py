@@ -1,6 +1,7 @@
 """Many charges in one call: each item is read, sent and answered for itself."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import grpc
 
@@ -10,8 +11,12 @@ from gateway.problems import Naming, ProblemError
 from gateway.schemas import BatchItem, BatchOutcome, Problem
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import tracing
+from mesh.coalescing import Charged
 from mesh.errors import MeshError
 from mesh.status import from_status
+
+# What an item asks, and what its outcome will be.
+Apart: TypeAlias = tuple[charging_pb2.ChargeRequest, BatchOutcome]
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -42,6 +47,19 @@ class Batch:
             return
         self._sent.append(outcome)
 
+    def apart(self, which: Callable[[charging_pb2.ChargeRequest], object]) -> list[Apart]:
+        """Takes these out of what `run` sends; `has_session` or `has_none` is to be told of each."""
+        asked, outcomes = self._asked.items, self._sent
+        self._asked, self._sent = charging_pb2.ChargeBatchRequest(), []
+        apart = []
+        for item, outcome in zip(asked, outcomes, strict=True):
+            if which(item.request):
+                apart.append((item.request, outcome))
+            else:
+                self._asked.items.append(item)
+                self._sent.append(outcome)
+        return apart
+
     async def run(self, balancers: Balancers) -> None:
         """Sends the good ones and waits for their outcomes. Those that never come are unknown."""
         if not self._sent:
@@ -67,9 +85,8 @@ class Batch:
         outcome = self._sent[came.index]
         if came.HasField("response"):
             response = came.response
-            outcome.status = 200 if response.repeated else 201
             load = loads.get(response.session.substation_id) or response.load
-            outcome.charge = translate.charge_reply(response, load)
+            has_session(outcome, Charged(response, load))
             return
         error = from_status(came.status)
         if error is not None:
@@ -78,6 +95,17 @@ class Batch:
         code = _CODES.get(came.status.code, grpc.StatusCode.UNKNOWN)
         problem = problems.if_sent(problems.of_status(code, came.status.message), outcome.request_id or "")
         _fail_here(outcome, problem)
+
+
+def has_session(outcome: BatchOutcome, charged: Charged) -> None:
+    """An item that has its session."""
+    outcome.status = 200 if charged.response.repeated else 201
+    outcome.charge = translate.charge_reply(charged.response, charged.load)
+
+
+def has_none(outcome: BatchOutcome, error: ProblemError) -> None:
+    """An item that was taken apart and has none."""
+    (_fail if error.told else _fail_here)(outcome, error.problem)
 
 
 def _fail_here(outcome: BatchOutcome, problem: Problem) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from gateway import bodies, preferences, problems, queries, schemas, translate
 from gateway.asgi import JSON, Header, Request, Response, empty
 from gateway.balancers import Balancers
-from gateway.batch import Batch
+from gateway.batch import Batch, has_none, has_session
 from gateway.events import END, Event, EventStream, Relayed, Source
 from gateway.live import Live
 from gateway.problems import Naming, ProblemError
@@ -190,9 +190,26 @@ class Api:
             for item in _BATCH.decode(body, MAX_BATCH):
                 batch.add(item, self._new_id, not_after_ms)
             await self._still_there(request)
+            behind = batch.apart(self._placeable) if self.waiting else []
             await batch.run(self.balancers)
+        await asyncio.gather(*(self._behind(request, *each) for each in behind))
         self.live.batch(batch.outcomes)
         return _json(batch.outcomes)
+
+    async def _behind(self, request: Request, asked: charging_pb2.ChargeRequest, outcome: schemas.BatchOutcome) -> None:
+        """An item of a batch that came while others wait: as a charge of its own that came then."""
+
+        def attempt() -> charging_pb2.ChargeRequest:
+            again = charging_pb2.ChargeRequest()
+            again.CopyFrom(asked)
+            again.attempt_id = self._new_id()
+            again.not_after.FromMilliseconds(self._not_after_ms())
+            return again
+
+        try:
+            has_session(outcome, await self._in_line(request, asked.request_id, attempt, 0, None))
+        except ProblemError as error:
+            has_none(outcome, error)
 
     async def list_charges(self, request: Request) -> Response:
         """One page of sessions."""

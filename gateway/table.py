@@ -213,7 +213,7 @@ def _charge_batch(api: Api) -> Operation:
                 example=examples.OUTCOMES,
             ),
         ),
-        "A bad or late item holds back no other.",
+        "A bad or late item holds back no other. None waits for a plug, nor is served before those that do.",
         body=list[schemas.BatchItem],
         example=[{"request_id": examples.KEY, **examples.CAR}],
         problems=(*_BAD_BODY, *_UPSTREAM),

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc
+from tests.conftest import StartMesh
 from tests.mesh_processes import Mesh, eventually
 from tests.scenarios.asking import CAR, new_key
 
@@ -128,6 +129,35 @@ async def test_those_that_come_again_and_again_do_not_overtake_those_that_wait(
     assert heard == [{503}] * 4
 
 
+async def test_a_batch_comes_behind_those_that_wait(mesh: Mesh, http: httpx.AsyncClient) -> None:
+    at = await filled(http)
+    enough = asyncio.Event()
+
+    async def post(*keys: str) -> list[int]:
+        items = [{**CAR, "request_id": key} for key in keys]
+        return [each["status"] for each in (await http.post("/v1/charges:batch", json=items)).json()]
+
+    async def crowd() -> list[int]:
+        heard = []
+        while not enough.is_set():
+            heard += await post("one-of-many", "another-of-many")
+        return heard
+
+    async with in_line(mesh, http, "patient") as (waits,):
+        asking = asyncio.create_task(crowd())
+        try:
+            await stop(http, at["a"])
+            assert (await asyncio.wait_for(waits, 10)).status_code == 201
+        finally:
+            enough.set()
+            heard = await asking
+    assert set(heard) == {503}
+    async with in_line(mesh, http, "waits"):
+        repeat = {**CAR, "request_id": "patient"}
+        reply = await http.post("/v1/charges:batch", json=[repeat, {**CAR, "max_power_kw": -1}, CAR])
+        assert [each["status"] for each in reply.json()] == [200, 400, 503]
+
+
 async def test_what_ends_elsewhere_is_noticed_soon(mesh: Mesh, http: httpx.AsyncClient) -> None:
     at = await filled(http)
     session_id = (await sessions(http))[at["b"]]
@@ -201,6 +231,30 @@ async def test_a_repeat_finds_its_session_though_others_wait(mesh: Mesh, http: h
     at = await filled(http)
     async with in_line(mesh, http, "waits"):
         assert (await charge(http, at["a"], "a")).status_code == 200
+
+
+async def test_each_of_two_gateways_serves_its_own_in_order(start_mesh: StartMesh) -> None:
+    mesh = start_mesh(rated_kw=(100.0, 100.0), charge_points=1, time_scale=1, gateways=2)
+    async with (
+        httpx.AsyncClient(base_url=mesh.url, timeout=60, trust_env=False) as first,
+        httpx.AsyncClient(base_url=f"http://{mesh.address('gateway-2')}", timeout=60, trust_env=False) as second,
+    ):
+        before = (await filled(first))["a"]
+        keys = {first: [f"first-{number}" for number in range(3)], second: [f"second-{number}" for number in range(3)]}
+        served: list[str] = []
+        async with in_line(mesh, first, *keys[first]) as one, in_line(mesh, second, *keys[second]) as other:
+            for each in (*one, *other):
+                each.add_done_callback(lambda done: served.append(done.result().json()["session"]["request_id"]))
+            for count in range(1, 7):
+                await stop(first, before)
+
+                async def one_more(count: int = count) -> bool:
+                    return len(served) == count
+
+                await eventually(one_more, 10, f"{count} are served")
+                before = served[-1]
+    for own in keys.values():
+        assert [key for key in served if key in own] == own
 
 
 async def test_a_gateway_that_stops_says_so_to_those_that_wait(mesh: Mesh, http: httpx.AsyncClient) -> None:
