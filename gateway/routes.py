@@ -94,7 +94,7 @@ class Api:
         key = self._key(request)
         vehicle_id: str | None = None
         prefer = request.given(_PREFER)
-        wait_s = preferences.wait_s(prefer) if prefer else 0
+        wait_s = preferences.wait_s(prefer) if prefer and not self.waiting.full else 0
         try:
             body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
             with self._admitted():

@@ -71,7 +71,7 @@ _PREFER = Parameter(
 _APPLIED = Parameter(
     APPLIED,
     "header",
-    "The wait that counted. Absent: none was asked for.",
+    "The wait that counted. Absent: none was asked for, or too many wait already.",
     {"type": "string", "pattern": "^wait=[1-9][0-9]?$"},
     example="wait=1",
 )

@@ -64,6 +64,11 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._line)
 
+    @property
+    def full(self) -> bool:
+        """Whether nobody else may wait."""
+        return len(self._line) >= self._most
+
     def freed(self) -> None:
         """Something was given up through this gateway."""
         if self._line:
@@ -76,7 +81,7 @@ class Waiting:
         Not `refused` yet: it came while others waited. It tries after them, and not at all where one of them that was
         refused stands in its way, unless its key has a session. Its place is given up when the client has gone.
         """
-        if len(self._line) >= self._most:
+        if self.full:
             wait_s = 0
         until = seconds() + wait_s
         place = self._line.join(charge, _now_ms(), refused)

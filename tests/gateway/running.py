@@ -20,7 +20,7 @@ from gateway.metrics import HttpMetrics
 from gateway.problems import ProblemError
 from gateway.routes import Api
 from gateway.table import operations
-from gateway.waiting import Waiting
+from gateway.waiting import MOST_WAITING, Waiting
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, load_pb2, operations_pb2, operations_pb2_grpc
 from mesh.admission import Admission, Bound
 from mesh.batching import Batches, Outcomes
@@ -276,6 +276,7 @@ async def gateway_before(
     most: int = 1_000,
     others: Sequence[int] = (),
     cors: Cors | None = None,
+    most_waiting: int = MOST_WAITING,
 ) -> AsyncIterator[Gateway]:
     """A gateway whose balancer is, or will be, at `port`, and more of them at `others`."""
     listener = server.bind("127.0.0.1", 0)
@@ -284,7 +285,7 @@ async def gateway_before(
     admission, streams = Admission(most, Random(7)), Bound(most, "event streams")
     large, metrics = Bound(1, "large bodies"), HttpMetrics(registry)
     clock, dropped = SystemClock(), metrics.dropped.inc
-    live, waiting = Live(balancers, clock), Waiting(stopping)
+    live, waiting = Live(balancers, clock), Waiting(stopping, most_waiting)
     api = Api(balancers, clock, Random(7), stopping, heartbeat_s, admission, streams, large, dropped, live, waiting)
     application = app.build(operations(api, "0.1.0"), metrics, cors)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

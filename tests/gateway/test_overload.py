@@ -8,7 +8,19 @@ import httpx
 import pytest
 
 from gateway import reader, server
-from tests.gateway.running import CAR, SESSION_ID, Context, FakeBalancer, Message, a_session, gateway_before, served
+from mesh.errors import Refused
+from mesh.model import ErrorReason
+from tests.gateway.running import (
+    CAR,
+    SESSION_ID,
+    Context,
+    FakeBalancer,
+    Message,
+    a_session,
+    eventually,
+    gateway_before,
+    served,
+)
 from tests.gateway.test_bad_requests import a_problem
 
 # Hundreds of KB a moment: a window is full at once.
@@ -46,6 +58,30 @@ async def test_beyond_the_bound_is_503_with_a_reason_and_a_delay_while_operators
         go.set()
         assert (await first).status_code == 201
         assert (await gateway.post(CAR)).status_code == 201
+
+
+async def test_no_more_than_the_bound_wait_for_a_plug() -> None:
+    free = asyncio.Event()
+    fake = FakeBalancer()
+
+    async def full(request: Message, context: Context) -> None:
+        if not free.is_set():
+            raise Refused(ErrorReason.NO_CHARGE_POINT, "every plug is taken", 1_000)
+
+    fake.answers["Charge"] = full
+    async with served(fake) as port, gateway_before(port, fake, most_waiting=1) as gateway:
+        waits = asyncio.create_task(gateway.post(CAR, Prefer="wait=30"))
+
+        async def tries_again() -> bool:
+            return len(fake.calls) > 1
+
+        await eventually(tries_again)
+        refused = await gateway.post(CAR, Prefer="wait=30")
+        a_problem(refused, 503, "NO_CHARGE_POINT")
+        assert "preference-applied" not in refused.headers
+        assert not waits.done()
+        free.set()
+        assert (await waits).status_code == 201
 
 
 async def test_no_more_streams_than_the_bound_are_open() -> None:
