@@ -19,13 +19,12 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from operator import add
 from typing import NamedTuple
 
 from balancer.rate import Rate
 from mesh.charge import Key
 from mesh.model import LimitSource, NotAccepting, ReportState
-from mesh.outlook import NOTHING, Need, Outlook, lost_mj
+from mesh.outlook import FLAT, Curve, Need, Outlook, added, less, lost_mj
 
 FRESH_INTERVALS = 3
 # Longer than any restart: what has been silent for so long is not asked at all.
@@ -87,7 +86,8 @@ class Reservation:
     address: str
     key: Key
     demand_w: int
-    ahead: Outlook = NOTHING
+    # None where it is not known what it asks of the hours ahead.
+    need: Need | None = None
     epoch: int | None = None
     sequence: int | None = None
     admission_sequence: int | None = None
@@ -114,7 +114,10 @@ class Known:
     load: Load | None = None
     received_ms: int | None = None
     reserved_w: int = 0
-    reserved: Outlook = NOTHING
+    # The curves of the reservations; the second lacks those of which it was not asked yet, as few picks ask.
+    reserved_evenly_mj: Curve = FLAT
+    _reserved_at_latest_mj: Curve = FLAT
+    _uncounted: dict[Key, Need] = field(default_factory=dict)
     reservations: dict[Key, Reservation] = field(default_factory=dict)
     # The report and the reservations together, kept ready because every placement compares them. Before the first
     # report they mean nothing.
@@ -125,7 +128,7 @@ class Known:
     # The highest floor that fits: the limit, or -1 where nobody is admitted.
     admits_w: int = -1
     # The promises, charged evenly; nothing where the report does not tell of them, as `time_scale` says.
-    evenly_mj: tuple[float, ...] = NOTHING.evenly_mj
+    evenly_mj: Curve = FLAT
     # What they leave of the limit; None until somebody asks.
     slack_mj: list[float] | None = None
     # None where it does not tell what is ahead of it.
@@ -134,6 +137,37 @@ class Known:
     held: list[tuple[Load, int]] = field(default_factory=list)
     # (epoch, sequence) up to which admissions were processed; None while that stream is down.
     caught_up: tuple[int, int] | None = None
+
+    @property
+    def reserved(self) -> Outlook:
+        """The curves of the reservations."""
+        for need in self._uncounted.values():
+            self._reserved_at_latest_mj = added(self._reserved_at_latest_mj, need.at_latest_mj())
+        self._uncounted.clear()
+        return Outlook(self.reserved_evenly_mj, self._reserved_at_latest_mj)
+
+    def reserve(self, reservation: Reservation) -> None:
+        """One more. To be followed by `add_up`."""
+        self.reservations[reservation.key] = reservation
+        self.reserved_w += reservation.demand_w
+        if reservation.need is not None:
+            self.reserved_evenly_mj = added(self.reserved_evenly_mj, reservation.need.evenly_mj())
+            self._uncounted[reservation.key] = reservation.need
+
+    def release(self, reservation: Reservation) -> None:
+        """One less. To be followed by `add_up`."""
+        del self.reservations[reservation.key]
+        self.reserved_w -= reservation.demand_w
+        if not self.reservations:
+            self._forget_curves()
+        elif reservation.need is not None:
+            self.reserved_evenly_mj = less(self.reserved_evenly_mj, reservation.need.evenly_mj())
+            if self._uncounted.pop(reservation.key, None) is None:
+                self._reserved_at_latest_mj = less(self._reserved_at_latest_mj, reservation.need.at_latest_mj())
+
+    def _forget_curves(self) -> None:
+        self.reserved_evenly_mj = self._reserved_at_latest_mj = FLAT
+        self._uncounted.clear()
 
     def lost_mj(self, need: Need) -> float:
         """What that car would cost there in energy, its own or that of others; 0 where no report tells."""
@@ -150,8 +184,9 @@ class Known:
     def vacate(self) -> None:
         """The substation that reported from here does so no longer; its reservations are not here either."""
         self.substation_id, self.load, self.received_ms = "", None, None
-        self.reserved_w, self.reserved = 0, NOTHING
+        self.reserved_w = 0
         self.reservations.clear()
+        self._forget_curves()
         self.held.clear()
         self.admits_w, self.time_scale, self.slack_mj, self.caught_up = -1, None, None, None
 
@@ -168,8 +203,8 @@ class Known:
             ahead = load.ahead
             self.time_scale = None if ahead is None else load.time_scale
             if ahead is not None:
-                reserved = self.reserved.evenly_mj
-                self.evenly_mj = tuple(map(add, ahead.evenly_mj, reserved)) if self.reservations else ahead.evenly_mj
+                alone = self.reserved_evenly_mj is FLAT
+                self.evenly_mj = ahead.evenly_mj if alone else added(ahead.evenly_mj, self.reserved_evenly_mj)
 
 
 class LoadView:
@@ -323,7 +358,7 @@ class LoadView:
         if key in known.reservations:
             raise ValueError(f"{key} is reserved at {address} already")
         self._flush(known, now)
-        reservation = Reservation(address, key, demand_w, NOTHING if need is None else need.outlook())
+        reservation = Reservation(address, key, demand_w, need)
         _add(known, reservation)
         return reservation
 
@@ -441,10 +476,7 @@ def _is_ahead(known: Known, load: Load) -> bool:
 
 
 def _add(known: Known, reservation: Reservation) -> None:
-    known.reservations[reservation.key] = reservation
-    known.reserved_w += reservation.demand_w
-    if reservation.ahead is not NOTHING:
-        known.reserved += reservation.ahead
+    known.reserve(reservation)
     known.add_up()
 
 
@@ -452,11 +484,6 @@ def _drop(known: Known, *reservations: Reservation) -> None:
     # A reply may end what the admissions stream has ended before it.
     dropped = [r for r in reservations if known.reservations.get(r.key) is r]
     for reservation in dropped:
-        del known.reservations[reservation.key]
-        known.reserved_w -= reservation.demand_w
-        if reservation.ahead is not NOTHING:
-            known.reserved -= reservation.ahead
-    if not known.reservations:
-        known.reserved = NOTHING
+        known.release(reservation)
     if dropped:
         known.add_up()

@@ -9,11 +9,11 @@ Time is milliseconds of charging from now, power whole watts, energy millijoules
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import add, sub
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from mesh.charge import Charge
 
@@ -23,6 +23,8 @@ GRID_MS = tuple(
     m * _MINUTE_MS for m in (*(0, 15, 30, 45, 60, 90), *range(120, 960, 60), *(960, 1_080, 1_200, 1_440, 1_800, 2_880))
 )
 _POINTS = len(GRID_MS)
+# Millijoules at each time of the grid.
+Curve: TypeAlias = tuple[float, ...]
 # A car about to leave needs no infinite power.
 LEAST_LEFT_MS = 5 * _MINUTE_MS
 # Without a departure, a stay of four hours or twice the time at full power is assumed.
@@ -47,45 +49,57 @@ class Need(NamedTuple):
         """How long it could wait and still be completed at full power; below 0 it cannot be completed."""
         return self.left_ms - self.need_mj // self.max_w
 
-    def outlook(self) -> "Outlook":
-        """The curves of this car alone. What it is late with already is nobody's promise."""
+    # Both curves are made for cars that are placed: only where one rises is it reckoned.
+
+    def evenly_mj(self) -> Curve:
+        """Charged at a constant power until it leaves."""
+        need_mj = self.need_mj
+        rate_w = min(self.max_w, need_mj / max(self.left_ms, LEAST_LEFT_MS))
+        risen = bisect_right(GRID_MS, need_mj / rate_w)
+        return (*[int(rate_w * t) for t in GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen))
+
+    def at_latest_mj(self) -> Curve:
+        """Charged as late as its full power allows. What it is late with already is nobody's promise."""
         need_mj, max_w, spare_ms = self.need_mj, self.max_w, self.spare_ms
-        rate_w = min(max_w, need_mj / max(self.left_ms, LEAST_LEFT_MS))
         late_mj = max(0, -max_w * spare_ms)
-        # Made for every car that is placed: only where a curve rises is it reckoned, with a point to spare.
-        risen = bisect_right(GRID_MS, need_mj / rate_w) + 1
-        flat, complete = bisect_right(GRID_MS, spare_ms), bisect_right(GRID_MS, spare_ms + need_mj // max_w) + 1
-        return Outlook(
-            (*[min(need_mj, int(rate_w * t)) for t in GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen)),
-            (
-                *(0,) * flat,
-                *[min(need_mj, max_w * (t - spare_ms)) - late_mj for t in GRID_MS[flat:complete]],
-                *(need_mj - late_mj,) * (_POINTS - complete),
-            ),
+        flat, risen = bisect_right(GRID_MS, spare_ms), bisect_right(GRID_MS, spare_ms + need_mj // max_w)
+        return (
+            *(0,) * flat,
+            *[max_w * (t - spare_ms) - late_mj for t in GRID_MS[flat:risen]],
+            *(need_mj - late_mj,) * (_POINTS - risen),
         )
+
+    def outlook(self) -> "Outlook":
+        """The curves of this car alone."""
+        return Outlook(self.evenly_mj(), self.at_latest_mj())
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """Millijoules at each time of GRID_MS, the first of them 0."""
+    """Both curves; the first point of each is 0."""
 
-    evenly_mj: tuple[float, ...]
-    at_latest_mj: tuple[float, ...]
+    evenly_mj: Curve
+    at_latest_mj: Curve
 
     def __add__(self, other: "Outlook") -> "Outlook":
-        return self._each(other, add)
+        return Outlook(added(self.evenly_mj, other.evenly_mj), added(self.at_latest_mj, other.at_latest_mj))
 
     def __sub__(self, other: "Outlook") -> "Outlook":
-        return self._each(other, sub)
-
-    def _each(self, other: "Outlook", do: Callable[[float, float], float]) -> "Outlook":
-        return Outlook(
-            tuple(map(do, self.evenly_mj, other.evenly_mj)), tuple(map(do, self.at_latest_mj, other.at_latest_mj))
-        )
+        return Outlook(less(self.evenly_mj, other.evenly_mj), less(self.at_latest_mj, other.at_latest_mj))
 
     def slack_mj(self, limit_w: int) -> list[float]:
         """What the promises leave of the limit at each time of the grid; below 0 is lost."""
         return [limit_w * t - mj for t, mj in zip(GRID_MS, self.at_latest_mj, strict=True)]
+
+
+def added(one: Curve, other: Curve) -> Curve:
+    """Of the cars of both."""
+    return tuple(map(add, one, other))
+
+
+def less(one: Curve, other: Curve) -> Curve:
+    """Without the cars of the other."""
+    return tuple(map(sub, one, other))
 
 
 def lost_mj(need: Need, slack_mj: list[float], limit_w: int) -> float:
@@ -131,7 +145,8 @@ def mean_load(need: Need) -> tuple[int, float, float, float]:
     return at, (1 - part) / left_ms, part / left_ms, 0.1 * max_w - 0.2 * (need_mj / left_ms)
 
 
-NOTHING = Outlook((0,) * len(GRID_MS), (0,) * len(GRID_MS))
+FLAT: Curve = (0,) * _POINTS
+NOTHING = Outlook(FLAT, FLAT)
 
 
 def outlook(needs: Iterable[Need]) -> Outlook:

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from balancer.admissions import Entry
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Refused, Resolve, State, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found
-from balancer.view import Load
+from balancer.view import Known, Load
 from mesh import errors
 from mesh.charge import Charge
 from mesh.model import ErrorReason
@@ -65,6 +65,11 @@ def promise(number: int) -> Outlook:
     """What a substation reports of that car; time stands still for it."""
     need = need_of(car(number), NOW, 1.0)
     return NOTHING if need is None else need.outlook()
+
+
+def reserved(known: Known) -> Outlook:
+    needs = [r.need for r in known.reservations.values() if r.need is not None]
+    return sum((need.outlook() for need in needs), NOTHING)
 
 
 class Truth:
@@ -270,8 +275,14 @@ class Mesh(RuleBasedStateMachine):
     def reservations_are_never_negative_and_add_up(self) -> None:
         for known in self.desk.view:
             assert known.reserved_w == sum(r.demand_w for r in known.reservations.values()) >= 0
-            assert known.reserved == sum((r.ahead for r in known.reservations.values()), NOTHING)
-            assert min(known.reserved.evenly_mj + known.reserved.at_latest_mj) >= 0
+            assert known.reserved_evenly_mj == reserved(known).evenly_mj
+            assert min(known.reserved_evenly_mj) >= 0
+
+    @rule()
+    def somebody_asks_what_is_reserved(self) -> None:
+        for known in self.desk.view:
+            assert known.reserved == reserved(known)
+            assert min(known.reserved.at_latest_mj) >= 0
 
     @invariant()
     def no_key_has_two_sessions(self) -> None:
