@@ -125,13 +125,9 @@ class AdmissionIndex:
 
     def replied(self, entry: Entry) -> None:
         """An own reply shows this session. What the stream said of it stays, unless it has ended since."""
-        if not self.told(entry.substation_id, entry.key, entry.session_id, live=entry.live):
+        known = self._at(entry.substation_id).entries.get(entry.key)
+        if known is None or known.session_id != entry.session_id or (known.live and not entry.live):
             self._put(entry)
-
-    def told(self, substation_id: str, key: Key, session_id: str, *, live: bool) -> bool:
-        """Whether a reply with that session would tell nothing new."""
-        known = self._at(substation_id).entries.get(key)
-        return known is not None and known.session_id == session_id and (live or not known.live)
 
     def holds(self, substation_id: str, key: Key) -> bool:
         """Whether that substation has a session of this key, live or remembered."""
@@ -171,7 +167,10 @@ class AdmissionIndex:
         return len(old)
 
     def _at(self, substation_id: str) -> _Substation:
-        return self._substations.setdefault(substation_id, _Substation())
+        known = self._substations.get(substation_id)
+        if known is None:
+            known = self._substations[substation_id] = _Substation()
+        return known
 
     def _put(self, entry: Entry) -> bool:
         entries = self._at(entry.substation_id).entries
@@ -179,8 +178,12 @@ class AdmissionIndex:
         if before is not None and not before.noted and (before.epoch, before.sequence) > (entry.epoch, entry.sequence):
             return False
         entries[entry.key] = entry
-        others = (e for e in self._by_key.get(entry.key, ()) if e.substation_id != entry.substation_id)
-        self._by_key[entry.key] = (*others, entry)
+        known = self._by_key.get(entry.key)
+        if known is None or (len(known) == 1 and known[0] is before):  # as nearly always
+            self._by_key[entry.key] = (entry,)
+        else:
+            others = [e for e in known if e.substation_id != entry.substation_id]
+            self._by_key[entry.key] = (*others, entry)
         return True
 
     def _remove(self, entry: Entry) -> None:

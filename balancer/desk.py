@@ -188,8 +188,6 @@ class Desk:
         return Settled(doubt, outcome)
 
     def _note(self, key: Key, shown: Replied | Found, load: Load) -> None:
-        if self.index.told(load.substation_id, key, shown.session_id, live=shown.ended_at_ms is None):
-            return  # the stream was faster
         self.index.replied(
             Entry(
                 key=key,

@@ -4,8 +4,9 @@ import re
 from random import Random
 
 SUBSTATION_ID = re.compile(r"[a-z0-9-]{1,40}")
-_PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
+_MOST_PRINTABLE = 128
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_SESSION = re.compile(rf"({SUBSTATION_ID.pattern})\.{_UUID.pattern}")
 
 
 def uuid7(now_ms: int, rng: Random) -> str:
@@ -24,13 +25,13 @@ def session_id(substation_id: str, uuid: str) -> str:
 
 def substation_of(session: str) -> str | None:
     """The substation that a session id names, or None when it is no session id."""
-    substation, _, uuid = session.partition(".")
-    return substation if SUBSTATION_ID.fullmatch(substation) and _UUID.fullmatch(uuid) else None
+    named = _SESSION.fullmatch(session)
+    return named[1] if named else None
 
 
 def is_printable(text: str) -> bool:
     """1 to 128 printable ASCII characters: what request and vehicle ids must be."""
-    return _PRINTABLE.fullmatch(text) is not None
+    return 0 < len(text) <= _MOST_PRINTABLE and text.isascii() and text.isprintable()
 
 
 def is_uuid7(text: str) -> bool:
