@@ -19,8 +19,8 @@ Times are wall milliseconds.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied
@@ -138,7 +138,8 @@ Step = Ask | Resolve | Answer | Fail
 # --- one call --------------------------------------------------------------------------------------
 
 
-class State(Enum):
+# Both are text: a member of a plain Enum is hashed in Python, and each move looks one up.
+class State(StrEnum):
     """Where a charge is in its life."""
 
     NEW = "new"
@@ -148,7 +149,7 @@ class State(Enum):
     DONE = "done"
 
 
-class Event(Enum):
+class Event(StrEnum):
     """What can happen to it."""
 
     UNHEARD = "the key is new here"
@@ -172,20 +173,20 @@ class IllegalMove(Exception):
 
 @dataclass(slots=True)
 class _Tries:
-    """Whom this call asked, and what they said."""
+    """Whom this call asked, and what they said. Tuples: nearly all have one address and nothing else."""
 
-    addresses: set[str] = field(default_factory=set)
+    addresses: tuple[str, ...] = ()
     # Those to which something was sent.
     sent: int = 0
-    refusals: list[MeshError] = field(default_factory=list)
+    refusals: tuple[MeshError, ...] = ()
     # Survivors that it was sent on to.
-    survivors: set[str] = field(default_factory=set)
+    survivors: tuple[str, ...] = ()
 
 
 class Attempt:
-    """One call. `parse` makes the valid charge when one is needed; it may raise InvalidRequest."""
+    """One call. `parse` makes the valid charge, as of `now`, when one is needed; it may raise InvalidRequest."""
 
-    def __init__(self, desk: Desk, key: Key, attempt_id: str, parse: Callable[[], Charge]) -> None:
+    def __init__(self, desk: Desk, key: Key, attempt_id: str, parse: Callable[[int], Charge]) -> None:
         self._desk = desk
         self._parse = parse
         self._charge: Charge | None = None
@@ -236,6 +237,8 @@ class Attempt:
                 if not error.definite or error.reason in _IN_DOUBT:
                     return Event.LOST
                 return Event.REJECTED if error.reason in _FINAL else Event.REFUSED
+            case Replied(duplicate_of=""):  # as nearly always
+                return Event.REPLIED
             case Replied(duplicate_of=survivor) | Found(duplicate_of=survivor) if substation_of(survivor) is not None:
                 return Event.SUPERSEDED
             case Found(attempt_id=attempt_id, reply=reply):
@@ -256,7 +259,7 @@ class Attempt:
             return self._fail(_given_up())
         if self._desk.index.find(self.key) is not None:
             return self._repeat(None, now)  # another balancer was faster
-        charge = self._charge = self._charge or self._parse()
+        charge = self._charge = self._charge or self._parse(now)
         if self._tries.sent and not self._desk.budget.spend(now):
             return self._fail(self._most_useful())
         self._desk.view.tick(now)
@@ -266,7 +269,7 @@ class Attempt:
         self._reservation = self._desk.view.reserve(pick.address, self.key, charge.max_w, now, pick.need)
         self._desk.ejections.sent(pick.address, now)
         self._epoch = self._desk.epoch_of(pick.address)
-        self._tries.addresses.add(pick.address)
+        self._tries.addresses += (pick.address,)
         self._tries.sent += 1
         self._placement = Placement(
             pick.substation_id, pick.policy, pick.score, pick.before, pick.after, pick.eligible,
@@ -291,7 +294,7 @@ class Attempt:
         survivor = outcome.duplicate_of
         if survivor in self._tries.survivors:
             return self._fail(_unknown(f"its session {survivor} leads back to itself"))
-        self._tries.survivors.add(survivor)
+        self._tries.survivors += (survivor,)
         return self._repeat_at(substation_of(survivor) or "")
 
     def _repeat_at(self, substation_id: str) -> Step:
@@ -330,11 +333,11 @@ class Attempt:
         assert self._asked is not None
         if isinstance(outcome, Refused):
             self._tries.sent -= not outcome.sent
-            self._tries.refusals.append(outcome.error)
+            self._tries.refusals += (outcome.error,)
             self._answered(outcome.error, now)
         else:
             self._tries.sent -= 1
-            self._tries.refusals.append(_unreachable(self._asked.substation_id))
+            self._tries.refusals += (_unreachable(self._asked.substation_id),)
             self._desk.ejections.failed(self._asked.address, now)
         self._release()
         return self._place(None, now)
@@ -378,7 +381,7 @@ class Attempt:
     def _fenced(self, _: Outcome | None, now: int) -> Step:
         """Certainly not admitted there. An attempt of an older call was fenced, or this one was."""
         if self._asked is not None:
-            self._tries.refusals.append(_unreachable(self._asked.substation_id))
+            self._tries.refusals += (_unreachable(self._asked.substation_id),)
         return self._place(None, now)
 
     def _out_of_time(self, _: Outcome | None, now: int) -> Step:

@@ -31,12 +31,16 @@ class Batch:
         self._admission = admission
         self._flights: dict[int, Flight | None] = dict.fromkeys(range(len(request.items)))
         self._known = charging_pb2.ChargeBatchResponse()
-        # The loads that stand in it already; of the objects themselves, as they are shared.
-        self._loads: list[load_pb2.LoadReport] = []
+        # The last load that was put into it: the same object comes with many.
+        self._load: load_pb2.LoadReport | None = None
         self._news = asyncio.Event()
+        traced = tracing.exporting() or bool(tracing.trace_id())
         for index, item in enumerate(request.items):
-            context = copy_context()
-            context.run(self._begin, index, item, left_s, context)
+            if traced or item.traceparent:
+                context = copy_context()
+                context.run(self._begin, index, item, left_s, context)
+            else:
+                self._begin(index, item, left_s, None)
 
     async def responses(self) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
         """The outcomes as they come. Whoever stops reading has left."""
@@ -44,25 +48,24 @@ class Batch:
             while self._flights or self._known.outcomes:
                 await self._news.wait()
                 self._news.clear()
-                known, self._known, self._loads = self._known, charging_pb2.ChargeBatchResponse(), []
+                known, self._known, self._load = self._known, charging_pb2.ChargeBatchResponse(), None
                 yield known
         finally:
             for flight in self._flights.values():
                 if flight is not None:
                     flight.abandon()
 
-    def _begin(self, index: int, item: charging_pb2.ChargeBatchItem, left_s: float, context: Context) -> None:
+    def _begin(self, index: int, item: charging_pb2.ChargeBatchItem, left_s: float, context: Context | None) -> None:
         if item.traceparent:  # else it belongs to the batch's
             tracing.came_with(item.traceparent)
-        span = tracing.span("ChargeBatch item", attributes={"gridmesh.item": index})
-        span.__enter__()
+        span = _span(index) if tracing.exporting() else None
         try:
             timeout_s = timeout_of(index, item, left_s)
             self._admission.enter(timeout_s)
         except MeshError as error:
             logs.refused(item.request.request_id, error)
             self._fail(index, error)
-            span.__exit__(type(error), error, None)
+            _end(span, error)
             return
 
         def done(came: Charged | Exception) -> None:
@@ -73,7 +76,7 @@ class Batch:
                 self._fail(index, came)
             else:
                 self._tell(index, came)
-            span.__exit__(None if error is None else type(error), error, None)
+            _end(span, error)
 
         flight = self._router.begin(item.request, timeout_s, done, context)
         if index in self._flights:
@@ -81,11 +84,12 @@ class Batch:
 
     def _tell(self, index: int, came: Charged) -> None:
         outcome = self._known.outcomes.add(index=index)
-        outcome.response.CopyFrom(came.response)
-        if outcome.response.HasField("load"):
-            outcome.response.ClearField("load")
-        if not any(load is came.load for load in self._loads):
-            self._loads.append(came.load)
+        response = outcome.response
+        response.CopyFrom(came.response)
+        if response.HasField("load"):
+            response.ClearField("load")
+        if came.load is not self._load:
+            self._load = came.load
             self._keep(came.load)
         self._known_of(index)
 
@@ -108,3 +112,14 @@ class Batch:
     def _known_of(self, index: int) -> None:
         self._flights.pop(index, None)
         self._news.set()
+
+
+def _span(index: int) -> tracing.Span:
+    span = tracing.span("ChargeBatch item", attributes={"gridmesh.item": index})
+    span.__enter__()
+    return span
+
+
+def _end(span: tracing.Span | None, error: Exception | None) -> None:
+    if span is not None:
+        span.__exit__(None if error is None else type(error), error, None)

@@ -2,13 +2,13 @@
 
 It is made of callbacks and not of a task: a charge that goes through is a decision, a call that it shares with others
 (`mesh.coalescing`), and an answer. What must wait for something else, a doubt, a pause, an earlier call with the same
-key, waits in a task. All of it runs in a context of its own, so that its log lines and spans are of its trace.
+key, waits in a task. What is part of a trace runs in a context of its own, so that its log lines and spans are of that.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import grpc
 import structlog
@@ -33,26 +33,32 @@ log = structlog.get_logger()
 
 # A MeshError is an answer; any other exception is a defect.
 Done = Callable[[Charged | Exception], None]
+P = ParamSpec("P")
+_ENDS = (Answer, Fail)
+_ANSWERED = (Replied, Refused)
 
 
 class Flight:
-    """Times are wall milliseconds. `done` hears the outcome, once, also where nobody waits for it any more."""
+    """`done` hears the outcome, once, also where nobody waits for it any more. `until_s` is monotonic seconds.
+
+    `context` is where it is made and begins, and where all that it does is done; None for one that is part of no
+    trace, which needs none of its own.
+    """
 
     def __init__(
         self,
         router: "Router",
         attempt: Attempt,
         request: "charging_pb2.ChargeRequest",
-        deadline_ms: int,
+        until_s: float,
         done: Done,
-        context: Context,
+        context: Context | None,
     ) -> None:
         self._router = router
         self.attempt = attempt
         self._request = request
-        self._deadline_ms = deadline_ms
+        self._until_s = until_s
         self._done = done
-        # Where it is made and begins, and where all that it does is done.
         self._context = context
         self._decision = Decision(attempt.key.request_id)
         # While a substation is asked: where, and the span of it.
@@ -61,7 +67,7 @@ class Flight:
         self._item: Item | None = None
         self._span: tracing.Span = tracing.NOTHING
         self._waiting: asyncio.Task[None] | None = None
-        self._landed: list[asyncio.Future[None]] = []
+        self._landed: tuple[asyncio.Future[None], ...] = ()
         self.over = False
 
     def begin(self) -> None:
@@ -69,7 +75,7 @@ class Flight:
         if not self._router.take_off(self):
             self._waiting = self._spawn(self._queue())
             return
-        self._attended(lambda: self._go(self._router.timed(self.attempt.begin)))
+        self._attended(self._start)
 
     def abandon(self) -> None:
         """The caller is gone. What was sent stands; what was not is not sent."""
@@ -86,7 +92,7 @@ class Flight:
         """Whether it is over within that time."""
         if not self.over:
             future = asyncio.get_running_loop().create_future()
-            self._landed.append(future)
+            self._landed += (future,)
             await asyncio.wait({future}, timeout=max(0.0, within_s))
         return self.over
 
@@ -96,7 +102,7 @@ class Flight:
         """Behind the flights with the same key."""
         try:
             while (earlier := self._router.flight(self.attempt.key)) is not None:
-                if not await earlier.landed(self._left_ms() / 1000):
+                if not await earlier.landed(self._left_s()):
                     self._land(Fail(_still_under_way()))
                     return
             self.begin()
@@ -104,24 +110,30 @@ class Flight:
             self._land(Fail(_still_under_way()))
             raise
 
-    def _left_ms(self) -> int:
-        return self._deadline_ms - self._router.now()
+    def _left_s(self) -> float:
+        return self._until_s - seconds()
 
-    def _attended(self, work: Callable[[], None]) -> None:
+    def _attended(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """A defect ends the flight; what was sent is in doubt."""
         try:
-            work()
+            work(*args, **kwargs)
         except Exception as defect:
             self._router.interrupted(self.attempt)
             self._land(Fail(defect) if isinstance(defect, MeshError) else defect)
 
+    def _start(self) -> None:
+        self._go(self._router.first(self.attempt))
+
     def _go(self, step: Step) -> None:
-        while not isinstance(step, Answer | Fail):
+        while not isinstance(step, _ENDS):
             outcome = self._do(step)
             if outcome is None:
                 return  # it comes later
             step = self._after(step, outcome)
         self._land(step)
+
+    def _go_on(self, step: Step, outcome: Outcome) -> None:
+        self._go(self._after(step, outcome))
 
     def _after(self, step: Step, outcome: Outcome) -> Step:
         self._decision.tried(step, outcome)
@@ -145,30 +157,30 @@ class Flight:
             await asyncio.sleep(pause_s)
             outcome = self._ask(step)
         if outcome is not None:
-            self._attended(lambda: self._go(self._after(step, outcome)))
+            self._attended(self._go_on, step, outcome)
 
     async def _resolve(self, step: Resolve) -> None:
-        outcome = await self._router.resolve(step.doubt, self._left_ms() / 1000)
-        self._attended(lambda: self._go(self._after(step, outcome)))
+        outcome = await self._router.resolve(step.doubt, self._left_s())
+        self._attended(self._go_on, step, outcome)
 
     # --- asking a substation -----------------------------------------------------------------------
 
     def _ask(self, step: Ask) -> Outcome | None:
         """Hands it over; what comes of that is heard later. The outcome at once where it was not sent."""
-        peer, left_ms = self._router.peers[step.address], self._left_ms()
-        if left_ms <= 0:
+        peer, left_s = self._router.peers[step.address], self._left_s()
+        if left_s <= 0:
             return Late()
         if not peer.ready():
             return Unreached()
         try:
-            peer.admission.enter(left_ms / 1000)
+            peer.admission.enter(left_s)
         except MeshError as overloaded:
             return Refused(overloaded, sent=False)
         peer.calls += 1
         self._step, self._peer = step, peer
         self._span = tracing.calling(self._request, step.address)
         self._span.__enter__()
-        self._item = Item(self._request, seconds() + left_ms / 1000, self._came, self._stands)
+        self._item = Item(self._request, self._until_s, self._came, self._stands)
         peer.charges.send(self._item)
         return None
 
@@ -178,7 +190,10 @@ class Flight:
         return self._peer.ready() and self.attempt.stands()
 
     def _came(self, came: Came) -> None:
-        self._context.run(self._attended, lambda: self._heard(came))
+        if self._context is None:
+            self._attended(self._heard, came)
+        else:
+            self._context.run(self._attended, self._heard, came)
 
     def _heard(self, came: Came) -> None:
         step, peer = self._step, self._peer
@@ -187,7 +202,7 @@ class Flight:
         self._step = self._peer = self._item = None
         peer.calls -= 1
         outcome = self._outcome(came, peer, step)
-        peer.admission.leave(seconds(), served=isinstance(outcome, Replied | Refused))
+        peer.admission.leave(seconds(), served=isinstance(outcome, _ANSWERED))
         error = came if isinstance(came, Exception) else None
         self._span.__exit__(None if error is None else type(error), error, None)
         self._go(self._after(step, outcome))

@@ -135,7 +135,7 @@ class Decision:
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
         # Who was asked and did not take it, and why.
-        self._not_at: list[str] = []
+        self._not_at: tuple[str, ...] = ()
 
     def tried(self, step: Step, outcome: Outcome) -> None:
         """Notes a substation that was asked, where it is not the answer."""
@@ -146,7 +146,7 @@ class Decision:
                 why = type(outcome).__name__.upper()
             case _:
                 return
-        self._not_at.append(f"{step.substation_id} {why}")
+        self._not_at += (f"{step.substation_id} {why}",)
         tracing.current.get().event("not taken", {"gridmesh.substation": step.substation_id, "gridmesh.reason": why})
 
     def made(self, step: Answer | Fail) -> None:
@@ -157,7 +157,7 @@ class Decision:
         else:
             self._answered(step, not_at)
 
-    def _answered(self, answer: Answer, not_at: dict[str, list[str]]) -> None:
+    def _answered(self, answer: Answer, not_at: dict[str, tuple[str, ...]]) -> None:
         if not (log.is_enabled_for(logging.INFO) or tracing.exporting()):
             return
         placement, session_id = answer.placement, answer.reply.response.session.session_id

@@ -29,7 +29,7 @@ class BalancerMetrics:
             "balancer_picks", "Substations chosen for a new session.", ("substation",), registry=registry
         )
         self.pick_seconds = Histogram(
-            "balancer_pick_seconds", "Time to decide on one step of a call.", buckets=_PICK_BUCKETS, registry=registry
+            "balancer_pick_seconds", "Time to decide whom to ask next.", buckets=_PICK_BUCKETS, registry=registry
         )
         self.reports = Counter(
             "balancer_reports", "Load reports by what became of them.", ("result",), registry=registry

@@ -6,9 +6,10 @@ cancel what was sent; a doubt is resolved in a task of its own, so that it outli
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context, copy_context
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -25,7 +26,7 @@ from balancer.metrics import BalancerMetrics
 from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh import logs, tracing
-from mesh.charge import Charge, Key
+from mesh.charge import Key
 from mesh.clock import Clock, seconds
 from mesh.coalescing import Charged
 from mesh.errors import MeshError
@@ -36,7 +37,7 @@ log = structlog.get_logger()
 
 # Of a call's time, what is kept to get the answer back to the caller before its own timer ends.
 _MARGIN = 0.1
-_MARGIN_MOST_MS = 100
+_MARGIN_MOST_S = 0.1
 # One ResolveCharge or EndDuplicate, and the pauses between them.
 _RESOLVE_TIMEOUT_S = 2.0
 _FIRST_PAUSE_S = 0.02
@@ -92,11 +93,13 @@ class Router:
         return came.response
 
     def begin(
-        self, request: charging_pb2.ChargeRequest, timeout_s: float, done: Done, context: Context
+        self, request: charging_pb2.ChargeRequest, timeout_s: float, done: Done, context: Context | None
     ) -> Flight | None:
-        """The charge is under way; None where its key is no key. `done` hears its outcome, in `context`, as this is."""
-        arrived_ms, timeout_ms = self.now(), round(timeout_s * 1000)
-        deadline_ms = arrived_ms + timeout_ms - round(min(_MARGIN * timeout_ms, _MARGIN_MOST_MS))
+        """The charge is under way; None where its key is no key. `done` hears its outcome.
+
+        `context` is that in which this is called, and what comes later is done; None: it is part of no trace.
+        """
+        until_s = seconds() + timeout_s - min(_MARGIN * timeout_s, _MARGIN_MOST_S)
         try:
             key = key_of(request)
         except MeshError as error:
@@ -104,33 +107,25 @@ class Router:
             self.refused(error)
             done(error)
             return None
-        request = self._with_attempt(request, arrived_ms, arrived_ms + timeout_ms)
-        attempt = Attempt(self._desk, key, request.attempt_id, lambda: self._parse(request, key))
-        flight = Flight(self, attempt, request, deadline_ms, done, context)
+        request = self._with_attempt(request, timeout_s)
+        parse = partial(parse_charge, request, key, with_body=False)  # substations compare
+        flight = Flight(self, Attempt(self._desk, key, request.attempt_id, parse), request, until_s, done, context)
         flight.begin()
         return flight
 
-    def _with_attempt(
-        self, request: charging_pb2.ChargeRequest, arrived_ms: int, until_ms: int
-    ) -> charging_pb2.ChargeRequest:
+    def _with_attempt(self, request: charging_pb2.ChargeRequest, timeout_s: float) -> charging_pb2.ChargeRequest:
         """The first hop names the attempt and says until when somebody waits for it."""
         if request.attempt_id and request.HasField("not_after"):
             return request
-        named = charging_pb2.ChargeRequest()
+        arrived_ms, named = self._clock.now_ms(), charging_pb2.ChargeRequest()
         named.CopyFrom(request)
         if not named.attempt_id:
             named.attempt_id = uuid7(arrived_ms, self._rng)
         if not named.HasField("not_after"):
-            named.not_after.FromMilliseconds(until_ms + CLOCK_TOLERANCE_MS)
+            named.not_after.FromMilliseconds(arrived_ms + round(timeout_s * 1000) + CLOCK_TOLERANCE_MS)
         return named
 
-    def _parse(self, request: charging_pb2.ChargeRequest, key: Key) -> Charge:
-        return parse_charge(request, key, self.now(), with_body=False)  # substations compare
-
     # --- for its flights ------------------------------------------------------------------------
-
-    def now(self) -> int:
-        return self._clock.now_ms()
 
     def flight(self, key: Key) -> Flight | None:
         """The one that is under way with that key."""
@@ -145,26 +140,32 @@ class Router:
         if self._flights.get(flight.attempt.key) is flight:
             del self._flights[flight.attempt.key]
 
-    def timed(self, decide: Callable[[int], Step]) -> Step:
-        """The step, and how long it took to decide on it."""
+    def first(self, attempt: Attempt) -> Step:
+        """The first step."""
         started = seconds()
-        step = decide(self.now())
-        self._metrics.pick_seconds.observe(seconds() - started)
+        step = attempt.begin(self._clock.now_ms())
+        self._decided(step, started)
         return step
 
     def after(self, attempt: Attempt, step: Step, outcome: Outcome) -> Step:
         """The step after that one."""
+        started, now = seconds(), self._clock.now_ms()
+        following = attempt.after(outcome, now)
+        self._decided(following, started)
         self._metrics.tried(type(outcome), times=1)
-        following = self.timed(lambda now: attempt.after(outcome, now))
         if isinstance(step, Ask):
-            self._ejections.look(step.address, self.now())
+            self._ejections.look(step.address, now)
         return following
+
+    def _decided(self, step: Step, started: float) -> None:
+        if isinstance(step, Ask):
+            self._metrics.pick_seconds.observe(seconds() - started)
 
     def interrupted(self, attempt: Attempt) -> None:
         """It goes on no longer: what it sent is in doubt, which is settled all the same."""
-        if (doubt := attempt.interrupted(self.now())) is not None:
+        if (doubt := attempt.interrupted(self._clock.now_ms())) is not None:
             self._settle(doubt)
-            self._ejections.look(doubt.address, self.now())
+            self._ejections.look(doubt.address, self._clock.now_ms())
 
     async def resolve(self, doubt: Doubt, within_s: float) -> Outcome:
         """What became of a doubt; Late when that is not known in time."""

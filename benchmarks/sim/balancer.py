@@ -92,7 +92,7 @@ class Balancer:
         if not charge.attempt_id:
             charge = charge._replace(attempt_id=ids.uuid7(now, self._rng))
         self._flights[charge.key] = []
-        call = _Call(Attempt(self.desk, charge.key, charge.attempt_id, lambda: charge), charge, reply, deadline_ms)
+        call = _Call(Attempt(self.desk, charge.key, charge.attempt_id, lambda _: charge), charge, reply, deadline_ms)
         self._do(call, call.attempt.begin(now))
 
     def _do(self, call: _Call, step: Step) -> None:

@@ -48,7 +48,7 @@ from tests.balancer.makers import (
 
 def attempt_of(desk: Desk, number: int = 0, attempt: int | None = None, **car: Any) -> Attempt:  # noqa: ANN401
     name = attempt_id(number if attempt is None else attempt)
-    return Attempt(desk, key(number), name, lambda: charge(number, **car))
+    return Attempt(desk, key(number), name, lambda _: charge(number, **car))
 
 
 def no_plug(retry_after_ms: int = 5_000) -> Refused:
@@ -106,7 +106,7 @@ def test_a_substation_that_knew_the_key_makes_it_a_repeat() -> None:
 
 
 def test_a_bad_request_asks_nobody() -> None:
-    def parse() -> Charge:
+    def parse(_: int) -> Charge:
         raise InvalidRequest(Violation("max_power_kw", "must be above 0"))
 
     desk = two()
@@ -403,7 +403,7 @@ def test_a_repeat_goes_to_its_session_and_reserves_nothing() -> None:
 
 
 def test_a_repeat_is_recognised_before_the_rest_is_read() -> None:
-    def parse() -> Charge:
+    def parse(_: int) -> Charge:
         raise AssertionError("not needed")
 
     assert isinstance(Attempt(known_at_b(), key(), attempt_id(3), parse).begin(NOW), Ask)

@@ -38,7 +38,7 @@ def test_equal_cars_are_even_even_when_all_are_picked_before_any_reply(seed: int
     desk = desk_of(*(load(f"s{i}", free_charge_points=300) for i in range(substations)), seed=seed)
     counts = Counter({f"s{i}": 0 for i in range(substations)})
     for number in range(cars):
-        step = Attempt(desk, key(number), attempt_id(number), lambda number=number: charge(number)).begin(NOW)  # type: ignore[misc]
+        step = Attempt(desk, key(number), attempt_id(number), lambda _, number=number: charge(number)).begin(NOW)  # type: ignore[misc]
         assert isinstance(step, Ask)
         counts[step.substation_id] += 1
     assert max(counts.values()) - min(counts.values()) <= 1
@@ -50,7 +50,7 @@ def test_unequal_ratings_end_within_one_car_of_each_other(seed: int) -> None:
     ratings = {"small": 50_000, "middle": 100_000, "large": 200_000}
     desk = desk_of(*(load(name, limit_w=limit, rated_w=limit) for name, limit in ratings.items()), seed=seed)
     for number in range(120):
-        Attempt(desk, key(number), attempt_id(number), lambda number=number: charge(number)).begin(NOW)  # type: ignore[misc]
+        Attempt(desk, key(number), attempt_id(number), lambda _, number=number: charge(number)).begin(NOW)  # type: ignore[misc]
     ratios = [known.reserved_w / ratings[known.substation_id] for known in desk.view]
     assert max(ratios) - min(ratios) <= 11_000 / 50_000
 
@@ -178,7 +178,7 @@ class Mesh(RuleBasedStateMachine):
     def a_car_asks(self) -> None:
         number = self.calls
         self.calls += 1
-        attempt = Attempt(self.desk, key(number), attempt_id(number), lambda: car(number))
+        attempt = Attempt(self.desk, key(number), attempt_id(number), lambda _: car(number))
         self._next(number, attempt, attempt.begin(self.now))
 
     @precondition(lambda self: self.asking)

@@ -102,7 +102,7 @@ class Balancer:
         self, request: charging_pb2.ChargeRequest, timeout_ms: int, reply: Callable[[Answer | Fail], None]
     ) -> None:
         key = key_of(request)
-        attempt = Attempt(self.desk, key, request.attempt_id, lambda: parse_charge(request, key, self.now))
+        attempt = Attempt(self.desk, key, request.attempt_id, lambda now: parse_charge(request, key, now))
         self.queue.append(Flight(attempt, request, self.now + timeout_ms, reply))
         self._take_off()
 
