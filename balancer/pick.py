@@ -204,7 +204,7 @@ class Picker:
             if floor_w > known.admits_w:
                 unfit += 1
                 continue
-            curve = known.evenly_mj
+            curve = known.evenly_mj or known.promise()
             score = (curve[at_first] * before + curve[at] * after + room_w) / known.limit_w
             if score > lowest:
                 continue
@@ -361,4 +361,6 @@ def _one_scale(some: list[Known], charge: Charge) -> float | None:
 def _loads_ahead(fitting: list[Known], need: Need) -> list[float]:
     """The scores that `_best` compares."""
     at, before, after, room_w = mean_load(need)
-    return [(k.evenly_mj[at - 1] * before + k.evenly_mj[at] * after + room_w) / k.limit_w for k in fitting]
+    curves = [known.evenly_mj or known.promise() for known in fitting]
+    loads = [curve[at - 1] * before + curve[at] * after + room_w for curve in curves]
+    return [load / known.limit_w for load, known in zip(loads, fitting, strict=True)]

@@ -88,6 +88,8 @@ class Reservation:
     demand_w: int
     # None where it is not known what it asks of the hours ahead.
     need: Need | None = None
+    # Its part of what is reserved there, once it is.
+    evenly_mj: Curve = FLAT
     epoch: int | None = None
     sequence: int | None = None
     admission_sequence: int | None = None
@@ -127,8 +129,8 @@ class Known:
     free_charge_points: int = 0
     # The highest floor that fits: the limit, or -1 where nobody is admitted.
     admits_w: int = -1
-    # The promises, charged evenly; nothing where the report does not tell of them, as `time_scale` says.
-    evenly_mj: Curve = FLAT
+    # The promises, charged evenly; empty until somebody asks with `promise`.
+    evenly_mj: Curve = ()
     # What they leave of the limit; None until somebody asks.
     slack_mj: list[float] | None = None
     # None where it does not tell what is ahead of it.
@@ -151,7 +153,8 @@ class Known:
         self.reservations[reservation.key] = reservation
         self.reserved_w += reservation.demand_w
         if reservation.need is not None:
-            self.reserved_evenly_mj = added(self.reserved_evenly_mj, reservation.need.evenly_mj())
+            reservation.evenly_mj = reservation.need.evenly_mj()
+            self.reserved_evenly_mj = added(self.reserved_evenly_mj, reservation.evenly_mj)
             self._uncounted[reservation.key] = reservation.need
 
     def release(self, reservation: Reservation) -> None:
@@ -161,7 +164,7 @@ class Known:
         if not self.reservations:
             self._forget_curves()
         elif reservation.need is not None:
-            self.reserved_evenly_mj = less(self.reserved_evenly_mj, reservation.need.evenly_mj())
+            self.reserved_evenly_mj = less(self.reserved_evenly_mj, reservation.evenly_mj)
             if self._uncounted.pop(reservation.key, None) is None:
                 self._reserved_at_latest_mj = less(self._reserved_at_latest_mj, reservation.need.at_latest_mj())
 
@@ -188,23 +191,28 @@ class Known:
         self.reservations.clear()
         self._forget_curves()
         self.held.clear()
-        self.admits_w, self.time_scale, self.slack_mj, self.caught_up = -1, None, None, None
+        self.admits_w, self.time_scale, self.slack_mj, self.evenly_mj, self.caught_up = -1, None, None, (), None
 
     def add_up(self) -> None:
         """After the report or the reservations changed."""
         load = self.load
-        self.slack_mj = None
+        self.slack_mj, self.evenly_mj = None, ()
         if load is not None:
             self.substation_id = load.substation_id
             self.demand_w = load.demand_w + self.reserved_w
             self.limit_w = load.limit_w
             self.free_charge_points = load.free_charge_points - len(self.reservations)
             self.admits_w = load.limit_w if load.accepting and self.free_charge_points > 0 else -1
-            ahead = load.ahead
-            self.time_scale = None if ahead is None else load.time_scale
-            if ahead is not None:
-                alone = self.reserved_evenly_mj is FLAT
-                self.evenly_mj = ahead.evenly_mj if alone else added(ahead.evenly_mj, self.reserved_evenly_mj)
+            self.time_scale = None if load.ahead is None else load.time_scale
+
+    def promise(self) -> Curve:
+        """All that is promised, charged evenly; of a report that does not tell, as `time_scale` says, nothing."""
+        ahead, reserved_mj = self.load and self.load.ahead, self.reserved_evenly_mj
+        if ahead is None:
+            self.evenly_mj = reserved_mj
+        else:
+            self.evenly_mj = ahead.evenly_mj if reserved_mj is FLAT else added(ahead.evenly_mj, reserved_mj)
+        return self.evenly_mj
 
 
 class LoadView:

@@ -62,7 +62,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         generated_at_ms=_millis(report.generated_at),
         rated_w=watts(report.rated_power_kw),
         limit_w=limit_w,
-        limit_source=_word(LimitSource, report.limit_source),
+        limit_source=_LIMIT_SOURCES[report.limit_source],
         demand_w=demand_w,
         required_w=watts(report.required_kw),
         floor_w=watts(report.floor_kw),
@@ -73,7 +73,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         charge_points=report.charge_points,
         free_charge_points=report.free_charge_points,
         accepting=report.accepting,
-        not_accepting=_word(NotAccepting, report.not_accepting_reason),
+        not_accepting=_NOT_ACCEPTING[report.not_accepting_reason],
         time_scale=scale,
         over_limit_s=report.over_limit_seconds,
         ahead=_ahead_of(report),
@@ -157,7 +157,7 @@ def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
         epoch=epoch,
         sequence=admission.sequence,
         ended_at_ms=_millis(admission.ended_at) if admission.HasField("ended_at") else None,
-        stop_reason=_word(StopReason, admission.stop_reason),
+        stop_reason=_STOP_REASONS[admission.stop_reason],
         duplicate_of=admission.duplicate_of,
     )
 
@@ -179,12 +179,19 @@ def set_placement(message: charging_pb2.Placement, placement: Placement) -> None
     message.tried = placement.tried
 
 
-def _word(words: type[W], number: int) -> W:
-    """The enum's word for it; UNSPECIFIED when only a later version knows it, as in a rolling upgrade."""
-    try:
-        return words(number)
-    except ValueError:
-        return words(0)
+class _Words(dict[int, W]):
+    """The words of an enum by number; UNSPECIFIED where only a later version knows it, as in a rolling upgrade."""
+
+    def __init__(self, words: type[W]) -> None:
+        super().__init__({int(word): word for word in words})
+
+    def __missing__(self, number: int) -> W:
+        return self[0]
+
+
+_LIMIT_SOURCES = _Words(LimitSource)
+_NOT_ACCEPTING = _Words(NotAccepting)
+_STOP_REASONS = _Words(StopReason)
 
 
 def _millis(time: Timestamp) -> int:

@@ -307,7 +307,7 @@ class Mesh(RuleBasedStateMachine):
             assert (known.reserved_w, known.reserved) == (0, NOTHING), known.reservations
             assert known.demand_w == truth.load(self.now).demand_w
             assert known.free_charge_points == 120 - len(truth.sessions)
-            assert known.evenly_mj == sum((promise(number) for number in truth.sessions), NOTHING).evenly_mj
+            assert known.promise() == sum((promise(number) for number in truth.sessions), NOTHING).evenly_mj
         assert not self.desk.doubts
 
 

@@ -239,11 +239,11 @@ def test_the_promises_are_the_reports_and_the_reservations() -> None:
     view = view_of_one()
     view.report("a:1", load(sequence=2, ahead=CAR.outlook()), NOW)
     reservation = view.reserve("a:1", key(), 11_000, NOW, CAR)
-    assert view["a:1"].evenly_mj == (CAR.outlook() + CAR.outlook()).evenly_mj
+    assert view["a:1"].promise() == (CAR.outlook() + CAR.outlook()).evenly_mj
     view.report("a:1", load(sequence=3, ahead=NOTHING), NOW)
-    assert view["a:1"].evenly_mj == CAR.outlook().evenly_mj
+    assert view["a:1"].promise() == CAR.outlook().evenly_mj
     view.release(reservation)
-    assert (view["a:1"].evenly_mj, view["a:1"].reserved) == (NOTHING.evenly_mj, NOTHING)
+    assert (view["a:1"].promise(), view["a:1"].reserved) == (NOTHING.evenly_mj, NOTHING)
 
 
 def test_a_car_costs_nothing_that_fits_beside_what_is_reported_and_reserved() -> None:
