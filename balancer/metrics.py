@@ -7,7 +7,7 @@ the settings, DNS and the substations themselves, so their number is bounded.
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,29 +16,30 @@ from balancer.desk import Desk
 from balancer.view import Known
 from mesh.clock import Clock
 from mesh.model import ErrorReason, ReportState
+from mesh.tallies import Durations, Tally
 
 # A pick takes microseconds; what takes a millisecond is worth seeing.
 _PICK_BUCKETS = (0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005)
+_RESULTS = {outcome: (outcome.__name__.lower(),) for outcome in get_args(Outcome)}
 
 
 class BalancerMetrics:
     """Counters and histograms that the router and the subscriptions write to."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.picks = Counter(
-            "balancer_picks", "Substations chosen for a new session.", ("substation",), registry=registry
+        self._picks = Tally("balancer_picks", "Substations chosen for a new session.", ("substation",), registry)
+        self._pick_seconds = Durations(
+            "balancer_pick_seconds", "Time to decide whom to ask next.", (), _PICK_BUCKETS, registry
         )
-        self.pick_seconds = Histogram(
-            "balancer_pick_seconds", "Time to decide whom to ask next.", buckets=_PICK_BUCKETS, registry=registry
-        )
+        self._pick_seconds.begin(())
         self.reports = Counter(
             "balancer_reports", "Load reports by what became of them.", ("result",), registry=registry
         )
-        self.tries = Counter(
+        self._tries = Tally(
             "balancer_tries",
             "Charge calls sent to substations, and doubts, by what became of them.",
             ("result",),
-            registry=registry,
+            registry,
         )
         self.lookups = Counter(
             "balancer_lookups",
@@ -48,31 +49,33 @@ class BalancerMetrics:
         )
         for result in ("resolved", "failed"):
             self.lookups.labels(result)
-        self.refusals = Counter(
-            "balancer_refusals", "Charges answered with an error, by its reason.", ("reason",), registry=registry
+        self._refusals = Tally(
+            "balancer_refusals", "Charges answered with an error, by its reason.", ("reason",), registry
         )
         self.duplicates = Counter(
             "balancer_duplicates", "Sessions ended because their request had another one.", registry=registry
         )
         # From the start: the first of its kind is an increase only where a zero was seen before it.
-        # Kept by what they count: to find one by its label costs more than to count.
-        self._refusals = {reason: self.refusals.labels(reason.name) for reason in ErrorReason}
-        self._tries = {outcome: self.tries.labels(outcome.__name__.lower()) for outcome in get_args(Outcome)}
-        self._picks: dict[str, Counter] = {}
+        for reason in ErrorReason:
+            self._refusals.counts[(reason.name,)] = 0
+        for labels in _RESULTS.values():
+            self._tries.counts[labels] = 0
 
-    def tried(self, outcome: type[Outcome], times: int) -> None:
+    def decided(self, took_s: float) -> None:
+        """Counts a decision whom to ask."""
+        self._pick_seconds.observe((), took_s)
+
+    def tried(self, outcome: type[Outcome]) -> None:
         """Counts a try by what became of it; the label is the outcome's name."""
-        self._tries[outcome].inc(times)
+        self._tries.counts[_RESULTS[outcome]] += 1
 
     def refused(self, reason: ErrorReason) -> None:
         """Counts a charge that was answered with an error."""
-        self._refusals[reason].inc()
+        self._refusals.counts[(reason.name,)] += 1
 
     def picked(self, substation_id: str) -> None:
         """Counts a new session by where it is."""
-        if substation_id not in self._picks:
-            self._picks[substation_id] = self.picks.labels(substation_id)
-        self._picks[substation_id].inc()
+        self._picks.counts[(substation_id,)] += 1
 
 
 class DeskCollector(Collector):

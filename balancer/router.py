@@ -152,14 +152,14 @@ class Router:
         started, now = seconds(), self._clock.now_ms()
         following = attempt.after(outcome, now)
         self._decided(following, started)
-        self._metrics.tried(type(outcome), times=1)
+        self._metrics.tried(type(outcome))
         if isinstance(step, Ask):
             self._ejections.look(step.address, now)
         return following
 
     def _decided(self, step: Step, started: float) -> None:
         if isinstance(step, Ask):
-            self._metrics.pick_seconds.observe(seconds() - started)
+            self._metrics.decided(seconds() - started)
 
     def interrupted(self, attempt: Attempt) -> None:
         """It goes on no longer: what it sent is in doubt, which is settled all the same."""
