@@ -1,6 +1,8 @@
 """The contract's messages to and from what the pure modules work with."""
 
 from enum import IntEnum
+from functools import partial
+from operator import mul
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -33,15 +35,20 @@ _REQUIRED = (
 _MOST_W, _MOST_KWH, _MOST_SCALE = 10**12, 1e12, 86_400.0
 
 
+_millijoules = partial(mul, float(MJ_PER_KWH))
+
+
 class Malformed(Exception):
     """A message that lacks what it must have. The sender is of another version, or broken."""
 
 
 def load_of(report: load_pb2.LoadReport) -> Load:
     """A report in whole watts. Malformed when it lacks a number that placement rests on."""
-    missing = [name for name in _REQUIRED if not report.HasField(name)]  # type: ignore[arg-type]  # names from above
-    if missing or not SUBSTATION_ID.fullmatch(report.substation_id):
-        raise Malformed(f"load report without {', '.join(missing) or 'a substation_id'}")
+    if not all(map(report.HasField, _REQUIRED)):  # type: ignore[arg-type]  # names from above
+        missing = [name for name in _REQUIRED if not report.HasField(name)]  # type: ignore[arg-type]
+        raise Malformed(f"load report without {', '.join(missing)}")
+    if not SUBSTATION_ID.fullmatch(report.substation_id):
+        raise Malformed("load report without a substation_id")
     try:
         return _load_of(report)
     except (ValueError, OverflowError):
@@ -89,10 +96,7 @@ def _ahead_of(report: load_pb2.LoadReport) -> Outlook | None:
     # The sum is a number only if all are.
     if not (sum(evenly_kwh) + sum(at_latest_kwh) <= _MOST_KWH and min(evenly_kwh) >= 0 and min(at_latest_kwh) >= 0):
         raise ValueError
-    return Outlook(
-        (0, *[kwh * MJ_PER_KWH for kwh in evenly_kwh]),
-        (0, *[kwh * MJ_PER_KWH for kwh in at_latest_kwh]),
-    )
+    return Outlook((0, *map(_millijoules, evenly_kwh)), (0, *map(_millijoules, at_latest_kwh)))
 
 
 def report_of(load: Load) -> load_pb2.LoadReport:

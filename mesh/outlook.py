@@ -74,9 +74,9 @@ class Need(NamedTuple):
         return Outlook(self.evenly_mj(), self.at_latest_mj())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would be three times as slow to make, and each report makes one
 class Outlook:
-    """Both curves; the first point of each is 0."""
+    """Both curves, never changed; the first point of each is 0."""
 
     evenly_mj: Curve
     at_latest_mj: Curve
