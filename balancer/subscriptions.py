@@ -123,12 +123,14 @@ class Subscription:
             line.error("this address serves no load reports or admissions and is given up")
 
     async def _watch(self, reports: StreamJournal) -> None:
-        """Reports age by time alone."""
+        """Reports age by time alone. While they are fresh nothing is to be seen, however many come."""
         silent_intervals = 0
+        view, known = self._desk.view, self._desk.view[self._peer.address]
         while True:
-            await asyncio.sleep(self._interval_ms / 1000)
+            now = self._clock.now_ms()
+            await asyncio.sleep(max(self._interval_ms, view.fresh_until([known], now) + 1 - now) / 1000)
             self._journal.look(self._clock.now_ms(), reports.why or SILENT)
-            if self._desk.view[self._peer.address].load is None:
+            if known.load is None:
                 silent_intervals += 1
                 if silent_intervals == FRESH_INTERVALS:
                     why = reports.why or "no connection"

@@ -2,6 +2,9 @@
 
 import grpc
 
+# Of servers too. To find out how much a link can hold, grpc sends a ping whenever data comes: half of what reports cost
+# an idle balancer. Our messages fit into the window as it is at first, and for a larger one it is made larger.
+SMALL_MESSAGES = (("grpc.http2.bdp_probe", 0),)
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -15,6 +18,7 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # A name is resolved anew as soon as that: what is started anew may be at another address.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    *SMALL_MESSAGES,
     # The mesh decides itself what may be repeated; grpc's transparent retries stay.
     ("grpc.enable_retries", 0),
     # Proxies from the environment are not for calls inside the mesh.

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mesh.admission import Admission
+from mesh.channel import SMALL_MESSAGES
 from mesh.interceptors import PATIENCE_S, Calls
 from mesh.metrics import GrpcServerMetrics
 from mesh.settings import StartupError
@@ -24,6 +25,7 @@ _LEAVING_S = 0.05
 _OPTIONS = (
     # Two servers on one port would share its calls silently.
     ("grpc.so_reuseport", 0),
+    *SMALL_MESSAGES,
     # A client whose process stands still, or whose machine is gone, holds its streams no longer than 15 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
