@@ -31,7 +31,7 @@ class Disconnected(Exception):
 class Request:
     """One request. `params` are the parts of its path that the route names."""
 
-    __slots__ = ("_first", "method", "params", "receive", "scope", "waited_s")
+    __slots__ = ("_first", "_repeats", "method", "params", "receive", "scope", "waited_s")
 
     def __init__(self, scope: Scope, receive: Receive, params: Mapping[str, str]) -> None:
         self.scope = scope
@@ -41,13 +41,14 @@ class Request:
         # How long it waited because its client had asked for that.
         self.waited_s = 0.0
         self._first: dict[bytes, bytes] = dict(scope["headers"])
+        # Nearly always no header is there twice.
+        self._repeats = len(self._first) < len(scope["headers"])
 
     def given(self, name: bytes) -> list[str]:
         """Each header of that name, which is in lower case."""
-        headers = self.scope["headers"]
-        if len(headers) == len(self._first):  # as nearly always: none is there twice
-            return [self._first[name].decode("latin-1")] if name in self._first else []
-        return [value.decode("latin-1") for each, value in headers if each == name]
+        if self._repeats:
+            return [value.decode("latin-1") for each, value in self.scope["headers"] if each == name]
+        return [self._first[name].decode("latin-1")] if name in self._first else []
 
     def header(self, name: bytes) -> str:
         """The first header of that name; empty when there is none."""

@@ -69,8 +69,8 @@ class Balancers:
             await self._changed.wait()
 
     def _next(self, but: Balancer | None = None) -> Balancer | None:
-        others = [each for each in self._all if each is not but]
-        usable = [each for each in others if each.well] or [each for each in others if each.connected]
+        usable = [each for each in self._all if each is not but and each.well]
+        usable = usable or [each for each in self._all if each is not but and each.connected]
         # A second try takes nobody's turn: else one that fails would be asked first every time.
         self._turn += but is None
         return usable[self._turn % len(usable)] if usable else None

@@ -101,7 +101,8 @@ class Api:
                 bodies.require_json(request, body)
                 car = _CHARGE.decode(body)
                 vehicle_id = car.vehicle_id
-                await self._still_there(request)
+                if self.admission.wait_s:
+                    await _still_there(request)
                 attempt = partial(self._attempt, car, key)
                 answer = await self._at_once(attempt, wait_s)
             if not isinstance(answer, Charged):
@@ -128,7 +129,8 @@ class Api:
         return _json(reply, 201, headers)
 
     def _attempt(self, car: schemas.ChargeBody, key: str) -> charging_pb2.ChargeRequest:
-        return translate.charge_request(car, key, self._new_id(), self._not_after_ms())
+        now = self.clock.now_ms()
+        return translate.charge_request(car, key, uuid7(now, self.rng), self._not_after_ms(now))
 
     async def _at_once(self, attempt: Attempt, wait_s: int) -> Charged | ProblemError | None:
         """The charge; or what refused it, if its client would rather wait; or None: others wait already."""
@@ -186,10 +188,11 @@ class Api:
         bodies.require_json(request, body)
         batch = Batch()
         with self._admitted():
-            not_after_ms = self._not_after_ms()
+            not_after_ms = self._not_after_ms(self.clock.now_ms())
             for item in _BATCH.decode(body, MAX_BATCH):
                 batch.add(item, self._new_id, not_after_ms)
-            await self._still_there(request)
+            if self.admission.wait_s:
+                await _still_there(request)
             behind = batch.apart(self._placeable) if self.waiting else []
             await batch.run(self.balancers)
         await asyncio.gather(*(self._behind(request, *each) for each in behind))
@@ -203,7 +206,7 @@ class Api:
             again = charging_pb2.ChargeRequest()
             again.CopyFrom(asked)
             again.attempt_id = self._new_id()
-            again.not_after.FromMilliseconds(self._not_after_ms())
+            again.not_after.FromMilliseconds(self._not_after_ms(self.clock.now_ms()))
             return again
 
         try:
@@ -358,13 +361,6 @@ class Api:
     def _admitted(self) -> "_Admitted":
         return _Admitted(self.admission, self.balancers.timeout_s)
 
-    async def _still_there(self, request: Request) -> None:
-        """AttemptExpired for a client that left while others were served."""
-        if self.admission.wait_s:
-            await asyncio.sleep(0)  # now all is read that has come
-            if request.gone:
-                raise expired()
-
     async def _stream(self, beginning: Coroutine[Any, Any, Source]) -> Response:
         with ExitStack() as held:
             held.callback(beginning.close)  # nothing, once it was awaited
@@ -387,8 +383,15 @@ class Api:
     def _new_id(self) -> str:
         return uuid7(self.clock.now_ms(), self.rng)
 
-    def _not_after_ms(self) -> int:
-        return self.clock.now_ms() + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+    def _not_after_ms(self, now: int) -> int:
+        return now + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+
+
+async def _still_there(request: Request) -> None:
+    """AttemptExpired for a client that left while others were served."""
+    await asyncio.sleep(0)  # now all is read that has come
+    if request.gone:
+        raise expired()
 
 
 def _unquoted(key: str) -> str:

@@ -215,9 +215,10 @@ class _Cycle(RequestResponseCycle):
 
     def _encode(self, message: Message) -> bytes:
         headers = [*self.default_headers, *message["headers"]]
-        self.keep_alive = self.keep_alive and not any(name == b"connection" for name, _ in headers)
+        others = [each for each in headers if each[0] != b"connection"]
+        self.keep_alive = self.keep_alive and len(others) == len(headers)
         if not self.keep_alive:
-            headers = [each for each in headers if each[0] != b"connection"] + [(b"connection", b"close")]
+            headers = [*others, (b"connection", b"close")]
         head = b"\r\n".join([b"%b: %b" % each for each in headers])
         if head.count(b"\n") != len(headers) - 1 or head.count(b"\r") != len(headers) - 1:
             raise ValueError("a header would be more than one")

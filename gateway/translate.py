@@ -118,10 +118,7 @@ def states(words: Iterable[schemas.SessionState]) -> list[charging_pb2.SessionSt
 # --- from the contract -----------------------------------------------------------------------------
 
 
-def _time(message: charging_pb2.Session | load_pb2.LoadReport | operations_pb2.Limit, name: str) -> str | UnsetType:
-    if not message.HasField(name):  # type: ignore[arg-type]  # each caller names a field of its message
-        return UNSET
-    at: Timestamp = getattr(message, name)
+def _time(at: Timestamp) -> str:
     return f"{_second(at.seconds)}.{at.nanos // 1_000_000:03}Z"
 
 
@@ -141,6 +138,7 @@ def _text(value: str) -> str | UnsetType:
 
 def session(message: charging_pb2.Session) -> schemas.Session:
     """A session as JSON."""
+    has = message.HasField
     return schemas.Session(
         session_id=message.session_id,
         substation_id=message.substation_id,
@@ -156,12 +154,12 @@ def session(message: charging_pb2.Session) -> schemas.Session:
         measured_power_kw=message.measured_power_kw,
         delivered_kwh=message.delivered_kwh,
         attempt_id=message.attempt_id,
-        energy_kwh=message.energy_kwh if message.HasField("energy_kwh") else UNSET,
-        departure_time=_time(message, "departure_time"),
+        energy_kwh=message.energy_kwh if has("energy_kwh") else UNSET,
+        departure_time=_time(message.departure_time) if has("departure_time") else UNSET,
         evse_id=_text(message.evse_id),
-        started_at=_time(message, "started_at"),
-        expected_end_at=_time(message, "expected_end_at"),
-        ended_at=_time(message, "ended_at"),
+        started_at=_time(message.started_at) if has("started_at") else UNSET,
+        expected_end_at=_time(message.expected_end_at) if has("expected_end_at") else UNSET,
+        ended_at=_time(message.ended_at) if has("ended_at") else UNSET,
         stop_reason=_STOP_REASONS.get(message.stop_reason, UNSET),
         limit_reason=_LIMIT_REASONS.get(message.limit_reason, UNSET),
         limit_source=_LIMIT_SOURCES.get(message.limit_source, UNSET),
@@ -190,7 +188,7 @@ def load(message: load_pb2.LoadReport) -> schemas.LoadReport:
         epoch=message.epoch if has("epoch") else UNSET,
         sequence=message.sequence if has("sequence") else UNSET,
         admission_sequence=message.admission_sequence if has("admission_sequence") else UNSET,
-        generated_at=_time(message, "generated_at"),
+        generated_at=_time(message.generated_at) if has("generated_at") else UNSET,
         rated_power_kw=message.rated_power_kw if has("rated_power_kw") else UNSET,
         limit_power_kw=message.limit_power_kw if has("limit_power_kw") else UNSET,
         limit_source=_LIMIT_SOURCES.get(message.limit_source, UNSET),
@@ -207,7 +205,7 @@ def load(message: load_pb2.LoadReport) -> schemas.LoadReport:
         not_accepting_reason=_NOT_ACCEPTING.get(message.not_accepting_reason, UNSET),
         time_scale=message.time_scale if has("time_scale") else UNSET,
         over_limit_seconds=message.over_limit_seconds if has("over_limit_seconds") else UNSET,
-        next_free_at=_time(message, "next_free_at"),
+        next_free_at=_time(message.next_free_at) if has("next_free_at") else UNSET,
     )
 
 
@@ -248,12 +246,13 @@ def limits_reply(
 
 
 def _limit(message: operations_pb2.Limit) -> schemas.Limit:
+    has = message.HasField
     return schemas.Limit(
         source=_LIMIT_SOURCES.get(message.source, UNSET),
         grid_critical=message.grid_critical,
-        limit_kw=message.limit_kw if message.HasField("limit_kw") else UNSET,
-        start_at=_time(message, "start_at"),
-        end_at=_time(message, "end_at"),
+        limit_kw=message.limit_kw if has("limit_kw") else UNSET,
+        start_at=_time(message.start_at) if has("start_at") else UNSET,
+        end_at=_time(message.end_at) if has("end_at") else UNSET,
         reason=_text(message.reason),
     )
 

@@ -71,7 +71,7 @@ def came_with(text: str) -> None:
 
     Also to none: a task may begin where another one, of another trace, ends.
     """
-    here.set(text if _VALID.fullmatch(text) else "")
+    here.set(text if text and _VALID.fullmatch(text) else "")
 
 
 def trace_id() -> str:
