@@ -34,13 +34,12 @@ class Batch:
         # The last load that was put into it: the same object comes with many.
         self._load: load_pb2.LoadReport | None = None
         self._news = asyncio.Event()
-        traced = tracing.exporting() or bool(tracing.trace_id())
         for index, item in enumerate(request.items):
-            if traced or item.traceparent:
-                context = copy_context()
-                context.run(self._begin, index, item, left_s, context)
-            else:
+            context = copy_context() if item.traceparent else tracing.branch()
+            if context is None:
                 self._begin(index, item, left_s, None)
+            else:
+                context.run(self._begin, index, item, left_s, context)
 
     async def responses(self) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
         """The outcomes as they come. Whoever stops reading has left."""

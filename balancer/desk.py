@@ -188,21 +188,15 @@ class Desk:
         return Settled(doubt, outcome)
 
     def _note(self, key: Key, shown: Replied | Found, load: Load) -> None:
-        self.index.replied(
-            Entry(
-                key=key,
-                session_id=shown.session_id,
-                substation_id=substation_of(shown.session_id) or load.substation_id,
-                attempt_id=shown.attempt_id,
-                epoch=load.epoch,
-                sequence=load.admission_sequence,
-                ended_at_ms=shown.ended_at_ms,
-                # Of the reasons only this one matters here.
-                stop_reason=StopReason.DUPLICATE if shown.duplicate_of else StopReason.UNSPECIFIED,
-                duplicate_of=shown.duplicate_of,
-                noted=True,
-            )
-        )
+        substation_id = substation_of(shown.session_id) or load.substation_id
+        # Of the reasons only this one matters here.
+        reason = StopReason.DUPLICATE if shown.duplicate_of else StopReason.UNSPECIFIED
+        # In order: names take as long as the rest of it.
+        entry = Entry(
+            key, shown.session_id, substation_id, shown.attempt_id, load.epoch, load.admission_sequence,
+            shown.ended_at_ms, reason, shown.duplicate_of, True,
+        )  # fmt: skip
+        self.index.replied(entry)
 
     def replied(self, key: Key, address: str, reservation: Reservation | None, outcome: Replied, now: int) -> None:
         """A substation answered with a session."""

@@ -257,15 +257,8 @@ def _replied(came: Charged, peer: Peer) -> Outcome:
     except wire.Malformed as malformed:
         log.warning("reply without a usable load", details=str(malformed))
         return Lost()
-    return Replied(
-        load=load,
-        session_id=session.session_id,
-        attempt_id=session.attempt_id,
-        ended_at_ms=wire.ended_at_ms(session),
-        repeated=response.repeated,
-        reply=came,
-        duplicate_of=session.duplicate_of,
-    )
+    ended_at_ms, repeated = wire.ended_at_ms(session), response.repeated
+    return Replied(load, session.session_id, session.attempt_id, ended_at_ms, repeated, came, session.duplicate_of)
 
 
 def _still_under_way() -> MeshError:

@@ -7,7 +7,7 @@ cancel what was sent; a doubt is resolved in a task of its own, so that it outli
 
 import asyncio
 from collections.abc import Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -78,8 +78,11 @@ class Router:
             if not future.done():
                 future.set_result(came)
 
-        context = copy_context()
-        flight = context.run(self.begin, request, timeout_s, done, context)
+        context = tracing.branch()
+        if context is None:
+            flight = self.begin(request, timeout_s, done, None)
+        else:
+            flight = context.run(self.begin, request, timeout_s, done, context)
         try:
             came = await future
         except asyncio.CancelledError:

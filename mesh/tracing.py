@@ -8,7 +8,7 @@ one that does nothing, and OpenTelemetry is not even imported.
 import os
 import re
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -83,6 +83,11 @@ def metadata() -> tuple[tuple[str, str], ...]:
     """What a gRPC call carries on."""
     parent = here.get()
     return ((TRACEPARENT, parent),) if parent else ()
+
+
+def branch() -> Context | None:
+    """A context of its own for a part of what this task does; None where nothing is traced, as it needs none then."""
+    return copy_context() if _tracer is not None or here.get() else None
 
 
 # --- spans -----------------------------------------------------------------------------------------
