@@ -8,7 +8,6 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 import asyncio
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from typing import NamedTuple
@@ -39,12 +38,13 @@ log = structlog.get_logger()
 # Registers are kept, and shown, at least this often while a session charges.
 CHECKPOINT_S = 1.0
 FORGET_S = 3600.0
-# What the cars say, and calls, are answered to with power within this time, and what nobody waits for is written within
-# it: a hundred cars that say something should share one look and one commit.
-TURN_S = 0.02
+# What the cars say, and what is due of their sessions, is answered to with power within this time, and what nobody
+# waits for is written within it: a hundred cars that say something should share one look and one commit.
+TURN_S = 0.05
 # Where a look takes long, as it does where every car's share changes with each other's, the next is not before so many
 # times of that; but one that was only held up holds up no other for long.
 _REST, _REST_MOST_S = 3, 0.1
+_TURN_MS = round(TURN_S * 1000)
 # Not worth a timer.
 _REST_LEAST_S = 0.001
 # Promises shift as time passes.
@@ -72,6 +72,8 @@ class Engine:
         self._plant = plant
         self._ledger = ledger
         self._clock = clock
+        # Kept, as asking for it is a system call each time.
+        self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self.epoch = epoch
         self._batch = Batch()
@@ -106,7 +108,7 @@ class Engine:
         self.closing = False
         self._stopping = False
         # Set with what went wrong when the engine cannot go on: a defect, not a failure of the disk.
-        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.broken: asyncio.Future[None] = self._loop.create_future()
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -316,7 +318,7 @@ class Engine:
             self._note(event)
         if self._turn_due is None:
             delay_s = max(TURN_S, self._next_turn_s() - seconds())
-            self._turn_due = asyncio.get_running_loop().call_later(delay_s, self._turn_at_last, context=self._no_call)
+            self._turn_due = self._loop.call_later(delay_s, self._turn_at_last, context=self._no_call)
         if self._batch:
             self._wake.set()
 
@@ -427,9 +429,14 @@ class Engine:
             self._timer.cancel()
             self._timer = None
         at = self._station.next_event()
-        if at is not None and not self._stopping:
-            delay_ms = max(0, at - self._clock.now_ms())
-            self._timer = asyncio.get_running_loop().call_later(delay_ms / 1000, self._tick, at, context=self._no_call)
+        if at is None or self._stopping:
+            return
+        now = self._clock.now_ms()
+        # What is due of sessions is looked at together, as what their cars say; a limit that begins waits for nothing.
+        at = max(at, now + _TURN_MS)
+        if (edge := self._station.next_limit_ms()) is not None:
+            at = min(at, edge)
+        self._timer = self._loop.call_later(max(0, at - now) / 1000, self._tick, at, context=self._no_call)
 
     # --- commits ---------------------------------------------------------------------------------------
 
@@ -481,9 +488,11 @@ class Engine:
         """Returns when there is something to write: at once when somebody waits for it, else soon."""
         await self._wake.wait()
         if not self._batch.waiting and not self._stopping:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TURN_S):
-                    await self._urgent.wait()
+            timer = self._loop.call_later(TURN_S, self._urgent.set)
+            try:
+                await self._urgent.wait()
+            finally:
+                timer.cancel()
         rest_s = self._turned_s + self._rest_s - seconds()
         if rest_s > _REST_LEAST_S:
             await asyncio.sleep(rest_s)
@@ -501,7 +510,7 @@ class Engine:
         raises, self._raises = self._raises, {}
         batch.began_s = seconds()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._ledger.commit, changes)
+            await self._loop.run_in_executor(self._writer, self._ledger.commit, changes)
         except LedgerError:
             self._raises = {**raises, **self._raises}
             raise

@@ -10,7 +10,7 @@ from substation.sessions import Offer
 
 # Cars that do something within this time are heard together, as a meter's bus is read: each for itself would cost a
 # timer and a look at the station. What they did, and their registers, are as of their own times.
-HEARD_MS = 10
+HEARD_MS = 30
 
 
 class Plant(Protocol):

@@ -14,11 +14,13 @@ from substation.sharing import SharingPolicy
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What sharing anew changed: grants (to be offered), and what sessions show. `complied_ms` after a cut, once."""
+    """What sharing anew changed: grants (to be offered), and what sessions show."""
 
     granted: list[Session]
     shown: list[Session]
-    complied_ms: int | None
+
+
+_NOTHING = Settled([], [])
 
 
 class Power:
@@ -55,7 +57,7 @@ class Power:
         self._resumed_until_ms = now + OBEY_MS
 
     def settle(self, live: Live, now: int) -> Settled:
-        """Shares the power among the live sessions as they are."""
+        """Shares the power among the live sessions as they are. `note_committed` follows, once grants are offered."""
         sums = live.sums()
         committed, before_w = sums.committed_w, self.budget.limit_w
         if self.limits.in_force(now)[0] > before_w:
@@ -65,6 +67,9 @@ class Power:
         enough = sums.wanted_w <= self.budget.cap_w
         changed = live.take_unsettled()
         active = [session for session in (changed if enough and self._contented else live) if session.active]
+        if enough and self._contented and not active:
+            # As when somebody has left: the others have what they want.
+            return _NOTHING
         before = [_shown(session) for session in active]
         targets = self._targets(active, enough, now)
         granted = self._grant(active, targets, live, now)
@@ -72,7 +77,7 @@ class Power:
         for session in shown:
             live.touch(session)
         self._contented = enough and all(session.granted_w == targets[session.session_id] for session in active)
-        return Settled(granted, shown, self._note_committed(live.sums().committed_w, now))
+        return Settled(granted, shown)
 
     def _targets(self, active: list[Session], enough: bool, now: int) -> dict[str, int]:
         """Watts per session as they should be. Where there is enough for all, no policy needs to be asked."""
@@ -91,6 +96,15 @@ class Power:
         for session in active:
             grants.explain(session, targets[session.session_id], self.budget)
         return lowered + raised
+
+    def note_committed(self, committed_w: int, now: int) -> int | None:
+        """Remembers what is committed; once after a cut, how long it took until that was back under the limit."""
+        self._most_w = committed_w
+        if self._cut_ms is None or self._most_w > self.budget.limit_w:
+            return None
+        took_ms, self._cut_ms = now - self._cut_ms, None
+        self._excused_until_ms = now
+        return took_ms
 
     def account(self, since: int, to: int) -> None:
         """Adds the time over the limit from `since` to `to`, in which nothing changed."""
@@ -118,15 +132,6 @@ class Power:
         if self.budget.limit_w < before_w and committed_w > self.budget.limit_w:
             self._cut_ms = now
             self._excused_until_ms = now + OBEY_MS
-
-    def _note_committed(self, committed_w: int, now: int) -> int | None:
-        """Remembers what is committed; how long it took when that is back under a limit that was cut."""
-        self._most_w = committed_w
-        if self._cut_ms is None or self._most_w > self.budget.limit_w:
-            return None
-        took_ms, self._cut_ms = now - self._cut_ms, None
-        self._excused_until_ms = now
-        return took_ms
 
 
 def _shown(session: Session) -> tuple[object, ...]:

@@ -127,9 +127,9 @@ class Session:
     @property
     def committed_w(self) -> int:
         """What must be kept free for it: granted, still held, or drawn all the same."""
-        most = self.held_w
-        most = max(most, self.granted_w)
-        return max(most, self.measured_w)
+        offers = self.offers
+        held_w = offers[0].power_w if len(offers) == 1 else self.held_w
+        return max(held_w, self.granted_w, self.measured_w)
 
     @property
     def wanted_w(self) -> int:

@@ -283,6 +283,10 @@ class Station:
             self._next = (min([at for at in times if at is not None], default=None),)
         return self._next[0]
 
+    def next_limit_ms(self) -> int | None:
+        """When an operator's limit begins or ends next, in wall milliseconds."""
+        return self._power.limits.next_edge(self._now)
+
     # --- what it shows -------------------------------------------------------------------------------
 
     def session(self, session_id: str) -> Session:
@@ -594,11 +598,11 @@ class Station:
             draw.time_undrawn(session, self._now)
         for session in settled.shown:
             self._touched[session.session_id] = session
-        if settled.complied_ms is not None:
-            self._events.append(LimitComplied(settled.complied_ms))
+        complied_ms = self._power.note_committed(self._live.sums().committed_w, self._now)
+        if complied_ms is not None:
+            self._events.append(LimitComplied(complied_ms))
         # Where nothing was granted, sharing once more would change nothing either.
         self._unsettled = bool(settled.granted)
-        self._note_commitments()
 
     def _offer(self, session: Session) -> None:
         self._live.touch(session)

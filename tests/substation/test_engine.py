@@ -165,6 +165,18 @@ async def test_a_cut_reaches_the_cars_without_waiting_for_the_disk(tmp_path: Pat
         await task
 
 
+async def test_a_limit_that_begins_later_waits_for_no_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hour_s = 3600
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        await charge(engine, a_charge())
+        monkeypatch.setattr("substation.engine.TURN_S", hour_s)
+        monkeypatch.setattr("substation.engine._TURN_MS", hour_s * 1000)
+        await engine.set_limit(Limit(LimitSource.SO, 5_000, SystemClock().now_ms() + 200))
+        assert plant.offers() == [11_000]
+        await until(lambda: plant.offers() == [11_000, 5_000], 5)
+
+
 async def test_an_admission_that_the_disk_did_not_take_is_undone_and_reported(tmp_path: Path) -> None:
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
