@@ -73,7 +73,7 @@ class _Car:
     grant_w: int
     lease_until_ms: int
     seen: int = 0
-    # Offers it has not acted on yet, with when it will.
+    # Offers it has not acted on yet, with when it will: in order.
     waiting: list[tuple[int, Offer]] = field(default_factory=list)
 
     def ceiling_w(self) -> int:
@@ -97,15 +97,16 @@ class _Car:
         yield self.need_mj
 
     def next_event(self, scale: int) -> int | None:
-        times = [at for at, _ in self.waiting] if self.waiting else []
-        if self.power_w > 0:
-            ahead = self.need_mj
-            if self.plugged.need_mj is None:
-                ahead = min((mark for mark in self.marks_mj() if mark > self.register_mj), default=ahead)
-            times += (self.at_ms - (self.register_mj - ahead) // (self.power_w * scale), self.lease_until_ms)
-            if self.plugged.leaves_ms is not None:
-                times.append(self.plugged.leaves_ms)
-        return min(times) if times else None
+        acts = self.waiting[0][0] if self.waiting else None
+        if self.power_w <= 0:
+            return acts
+        ahead = self.need_mj
+        if self.plugged.need_mj is None:
+            ahead = min((mark for mark in self.marks_mj() if mark > self.register_mj), default=ahead)
+        at = min(self.at_ms - (self.register_mj - ahead) // (self.power_w * scale), self.lease_until_ms)
+        if self.plugged.leaves_ms is not None:
+            at = min(at, self.plugged.leaves_ms)
+        return at if acts is None else min(at, acts)
 
     def pass_to(self, now: int, scale: int) -> None:
         drawn = self.power_w * max(0, now - self.at_ms) * scale
@@ -140,7 +141,8 @@ class SimulatedCars:
             grant_w=plugged.held_w,
             lease_until_ms=plugged.lease_until_ms,
         )
-        self._look_ahead(plugged.session_id)
+        if plugged.power_w > 0:
+            self._look_ahead(plugged.session_id)
 
     def offer(self, session_id: str, offer: Offer, now: int) -> None:
         """The car will act on it within its obedience time; at once when nothing changes but the lease."""
@@ -150,7 +152,9 @@ class SimulatedCars:
         car.seen = offer.number
         renewal = offer.power_w == car.grant_w and now < car.lease_until_ms and not car.waiting
         delay = 0 if renewal else round(_drawn(session_id, str(offer.number), 0, self._obedience_ms))
-        due = max([now + delay, *(at for at, _ in car.waiting)])
+        due = now + delay
+        if car.waiting:
+            due = max(due, car.waiting[-1][0])
         car.waiting.append((due, offer))
         self._look_ahead(session_id)
 

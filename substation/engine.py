@@ -54,6 +54,10 @@ _REPORT_MS = 20
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
 
 
+# What a charge that was not refused leads to.
+_OUTCOMES = (ev.Admitted, ev.Repeated)
+
+
 class Taken(NamedTuple):
     """What became of a charge in memory. `kept`: on disk already, with all that its answer says."""
 
@@ -264,7 +268,7 @@ class Engine:
     def _taken(self, events: list[ev.Event]) -> Taken:
         self._absorb(events)
         # What time brought along may come first.
-        outcome = next(event for event in events if isinstance(event, ev.Admitted | ev.Repeated))
+        outcome = next(event for event in events if isinstance(event, _OUTCOMES))
         name, repeated = outcome.session.session_id, isinstance(outcome, ev.Repeated)
         shown = self.shown.get(name) if repeated else None
         # Raised but not written yet, it is to be waited for by all who ask.

@@ -138,10 +138,10 @@ class Live:
             self._sums.add(counted, -1)
         self._sums.add(now_part, 1)
         self._parts[name] = now_part
-        if now_part[-1] is not None and planned(session):
-            self._planned[name] = session
-        else:
+        if now_part[-1] is None:
             self._planned.pop(name, None)
+        elif counted is None and planned(session):
+            self._planned[name] = session
 
     def _note_due(self, name: str, at: int | None) -> None:
         if at is None:

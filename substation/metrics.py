@@ -1,5 +1,6 @@
 """The substation's metrics, each declared here once. Gauges are read from the last report at scrape time."""
 
+import collections
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -60,8 +61,8 @@ class SubstationMetrics:
 
     def count_ended(self, sessions: Iterable[Session]) -> None:
         """Counts endings that became durable."""
-        for session in sessions:
-            self._ended[session.stop_reason].inc()
+        for reason, count in collections.Counter(session.stop_reason for session in sessions).items():
+            self._ended[reason].inc(count)
 
     def show(self, load: Callable[[], Load], time_scale: int, delivered_j: Callable[[], int]) -> None:
         """Adds what is read at scrape time: the load as of the last change, and the energy delivered in joules.

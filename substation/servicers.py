@@ -148,6 +148,9 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                 for chunk in _chunks(entries):
                     after = chunk[-1].admission_sequence
                     yield self._message(reports_pb2.ADMISSION_PHASE_CHANGES, chunk, after)
+                if entries:
+                    # As the reports, which say up to where a reader must have come to know what is in them.
+                    await asyncio.sleep(_COALESCE_S)
                 await _news(self._engine, news, 60.0)
         finally:
             self._engine.shown.unlisten(news)
@@ -276,11 +279,12 @@ def _shown(engine: Engine, session: Session) -> charging_pb2.Session:
 
 async def _news(engine: Engine, news: asyncio.Event, at_most_s: float) -> None:
     """Waits for news, and ends the stream with a status that tells the client to reconnect when the process stops."""
+    # Cheaper than a timeout, of which there would be one for each message.
+    timer = asyncio.get_running_loop().call_later(at_most_s, news.set)
     try:
-        async with asyncio.timeout(at_most_s):
-            await news.wait()
-    except TimeoutError:
-        pass
+        await news.wait()
+    finally:
+        timer.cancel()
     if engine.closing:
         raise Unavailable(ErrorReason.SUBSTATION_UNREACHABLE, "the substation is stopping; reconnect", 1000)
 

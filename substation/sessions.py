@@ -182,11 +182,14 @@ class Session:
 
     def done_at(self, scale: int) -> int | None:
         """When the register reaches what was asked if what flows goes on; None if it never does."""
-        target, flowing = self.target_mj, self.flowing_w
-        if target is None or (flowing == 0 and self.delivered_mj < target):
+        target = self.target_mj
+        if target is None:
             return None
         if self.delivered_mj >= target:
             return self.metered_ms
+        flowing = self.flowing_w
+        if flowing == 0:
+            return None
         # Rounded up: at the event the register has reached the target, never before.
         return self.metered_ms - (self.delivered_mj - target) // (flowing * scale)
 

@@ -99,7 +99,7 @@ class Shown:
             before = self._sessions.get(session.session_id)
             self.delivered_mj += session.delivered_mj - (before.delivered_mj if before else 0)
             self._sessions[session.session_id] = session
-            if before is None or _news(before) != _news(session):
+            if session.session_id in self._watchers and (before is None or _news(before) != _news(session)):
                 self._notify(session.session_id)
         self._admissions.extend(rows)
         if rows:

@@ -381,10 +381,11 @@ class Station:
 
     def expected_end_ms(self, session: Session) -> int | None:
         """When it should be done if it goes on as it does now, or its departure if that is earlier."""
-        times = [session.charge.departure_ms]
-        if session.active:
-            times.append(session.done_at(self.config.time_scale))
-        return min((at for at in times if at is not None), default=None)
+        departure = session.charge.departure_ms
+        done = session.done_at(self.config.time_scale) if session.active else None
+        if departure is None or done is None:
+            return departure if done is None else done
+        return min(departure, done)
 
     # --- admission -----------------------------------------------------------------------------------
 
@@ -620,6 +621,7 @@ class Station:
 
     def _taken(self) -> list[Event]:
         events, self._events = self._events, []
-        events += [Changed(session) for session in self._touched.values()]
-        self._touched = {}
+        if self._touched:
+            events += [Changed(session) for session in self._touched.values()]
+            self._touched = {}
         return events
