@@ -1,6 +1,7 @@
 """Which request has which session, and which attempts are refused: the memory behind "never double"."""
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from mesh.charge import Key
 from mesh.errors import AttemptFenced, PreconditionFailed
@@ -16,7 +17,8 @@ class Keys:
 
     def __init__(self, sessions: Iterable[Session], fences: Iterable[tuple[Key, str, int]]) -> None:
         self._sessions = {session.charge.key: session for session in sessions}
-        self._fences = {key: (attempt_id, at) for key, attempt_id, at in fences}
+        # In the order of their times, so that the oldest are forgotten first.
+        self._fences = {key: (attempt_id, at) for key, attempt_id, at in sorted(fences, key=itemgetter(2))}
 
     def get(self, key: Key) -> Session | None:
         return self._sessions.get(key)
@@ -44,11 +46,14 @@ class Keys:
 
     def fence(self, key: Key, attempt_id: str, now: int) -> str:
         """Refuses this attempt and all before it from now on; returns the highest that is refused."""
-        highest = max(attempt_id, self._fences.get(key, ("", 0))[0])
+        highest = max(attempt_id, self._fences.pop(key, ("", 0))[0])
         self._fences[key] = (highest, now)
         return highest
 
     def forget_fences(self, now: int) -> None:
         """Drops those that are 24 h old."""
-        for key in [key for key, (_, at) in self._fences.items() if at <= now - REMEMBER_MS]:
+        while self._fences:
+            key, (_, at) = next(iter(self._fences.items()))
+            if at > now - REMEMBER_MS:
+                break
             del self._fences[key]

@@ -507,10 +507,12 @@ class Station:
             self._satisfy(session, StopReason.ENERGY_LIMIT_REACHED)
         if session.live and departure is not None and departure <= at:
             self._end(session, session.satisfied_by or StopReason.EV_DISCONNECTED)
-        if session.live and session.obey_by_ms is not None and session.obey_by_ms <= at:
+        if not session.active:
+            return
+        if session.obey_by_ms is not None and session.obey_by_ms <= at:
             self._judge(session)
         undrawn_until = draw.undrawn_until_ms(session, self.config.time_scale)
-        if session.live and undrawn_until is not None and undrawn_until <= at:
+        if undrawn_until is not None and undrawn_until <= at:
             draw.take_back(session)
             self._touched[session.session_id] = session
 
