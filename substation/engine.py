@@ -386,6 +386,9 @@ class Engine:
                 self._batch.draining = True
                 log.info("drain changed", draining=self._station.draining)
             case ev.LimitComplied(took_ms):
+                # Written at once: what the ledger holds of the cars counts after a restart, and it was over the limit.
+                self._batch.live = True
+                self._urgent.set()
                 self._metrics.compliance.observe(took_ms / 1000)
                 log.info("limit complied with", took_s=took_ms / 1000)
 

@@ -165,6 +165,17 @@ async def test_a_cut_reaches_the_cars_without_waiting_for_the_disk(tmp_path: Pat
         await task
 
 
+async def test_that_a_cut_is_complied_with_is_written_at_once(tmp_path: Path) -> None:
+    """What the ledger holds of the cars counts after a restart, which would be over the limit again."""
+    plant = Plant()
+    async with an_engine(tmp_path, plant) as engine:
+        session, _ = await charge(engine, a_charge())
+        await engine.set_limit(Limit(LimitSource.SO, 5_000, 0))
+        assert rows(tmp_path)[session.session_id].held_w == 11_000
+        plant.say([Confirmed(session.session_id, 2)])
+        await until(lambda: rows(tmp_path)[session.session_id].held_w == 5_000, 2)
+
+
 async def test_a_limit_that_begins_later_waits_for_no_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hour_s = 3600
     plant = Plant()
