@@ -148,9 +148,6 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                 for chunk in _chunks(entries):
                     after = chunk[-1].admission_sequence
                     yield self._message(reports_pb2.ADMISSION_PHASE_CHANGES, chunk, after)
-                if entries:
-                    # As the reports, which say up to where a reader must have come to know what is in them.
-                    await asyncio.sleep(_COALESCE_S)
                 await _news(self._engine, news, 60.0)
         finally:
             self._engine.shown.unlisten(news)
