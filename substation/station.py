@@ -606,6 +606,8 @@ class Station:
             self._events.append(LimitComplied(complied_ms))
         # Where nothing was granted, sharing once more would change nothing either.
         self._unsettled = bool(settled.granted)
+        # Each change counts, also one that the next takes back before anybody looks.
+        self._note_commitments()
 
     def _offer(self, session: Session) -> None:
         self._live.touch(session)
