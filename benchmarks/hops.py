@@ -152,7 +152,7 @@ class Behind:
         with self._aside.counted():
             request = charging_pb2.StreamChargesRequest.FromString(asked)
             reply = charging_pb2.StreamChargesResponse(number=request.number)
-            self._reply(request, reply)
+            self._reply(request.batch, reply.batch)
             return reply.SerializeToString()
 
     def load(self) -> load_pb2.LoadReport:
@@ -172,11 +172,7 @@ class Behind:
             )
         )
 
-    def _reply(
-        self,
-        request: charging_pb2.ChargeBatchRequest | charging_pb2.StreamChargesRequest,
-        message: charging_pb2.ChargeBatchResponse | charging_pb2.StreamChargesResponse,
-    ) -> None:
+    def _reply(self, request: charging_pb2.ChargeBatchRequest, message: charging_pb2.ChargeBatchResponse) -> None:
         for index, item in enumerate(request.items):
             self._admitted += 1
             outcome = message.outcomes.add(index=index)

@@ -73,11 +73,11 @@ class Batches:
     async def _one(self, request: charging_pb2.StreamChargesRequest) -> None:
         number = request.number
         try:
-            async with aclosing(self._serve(charging_pb2.ChargeBatchRequest(items=request.items))) as responses:
+            async with aclosing(self._serve(request.batch)) as responses:
                 async for known in responses:
-                    self._said.put_nowait(
-                        charging_pb2.StreamChargesResponse(number=number, outcomes=known.outcomes, loads=known.loads)
-                    )
+                    said = charging_pb2.StreamChargesResponse(number=number)
+                    said.batch.CopyFrom(known)
+                    self._said.put_nowait(said)
         except Exception as error:
             # Of the batch as a whole, as one that is too long: a defect of the client.
             self._said.put_nowait(error)

@@ -248,11 +248,15 @@ class _Stream:
         self._writing = asyncio.create_task(self._write())
         self._reading = asyncio.create_task(self._read())
 
-    def send(self, batch: "_Call", items: Iterable[charging_pb2.ChargeBatchItem]) -> int:
+    def send(self, batch: "_Call", items: Iterable[Item]) -> int:
         """Lets it go out, after those before it. Returns its number."""
         self._count += 1
         self._batches[self._count] = batch
-        self._unsent.append(charging_pb2.StreamChargesRequest(number=self._count, items=items))
+        request, now = charging_pb2.StreamChargesRequest(number=self._count), seconds()
+        add = request.batch.items.add
+        for item in items:
+            add(request=item.request, timeout=_timeout(item.until - now), traceparent=item.traceparent)
+        self._unsent.append(request)
         self._news.set()
         return self._count
 
@@ -280,7 +284,7 @@ class _Stream:
                     self.open = False
                     self._news.set()
                 elif (batch := self._batches.get(message.number)) is not None:
-                    batch.take(message)
+                    batch.take(message.batch)
         except grpc.aio.AioRpcError as error:
             broken = _of_batch(error)
         finally:
@@ -312,7 +316,7 @@ class _Call:
         except grpc.aio.UsageError:
             self.over(Unsent.VOID)
         else:
-            self._number = self._stream.send(self, map(_message, items))
+            self._number = self._stream.send(self, items)
 
     def _let_others(self) -> None:
         """It is answered, or not waited for any longer: others may leave."""
@@ -345,7 +349,7 @@ class _Call:
             item.hear(_lost(grpc.StatusCode.UNKNOWN, "the call was given up"))
             self._let_others()
 
-    def take(self, message: charging_pb2.StreamChargesResponse) -> None:
+    def take(self, message: charging_pb2.ChargeBatchResponse) -> None:
         """What is known of some of them."""
         loads = {load.substation_id: load for load in message.loads}
         for outcome in message.outcomes:
@@ -384,10 +388,9 @@ class _Call:
             self._end = self._loop.call_at(self._next_end(), self._expire)
 
 
-def _message(item: Item) -> charging_pb2.ChargeBatchItem:
-    ms = max(1, int((item.until - seconds()) * 1000))
-    timeout = Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
-    return charging_pb2.ChargeBatchItem(request=item.request, timeout=timeout, traceparent=item.traceparent)
+def _timeout(left_s: float) -> Duration:
+    ms = max(1, int(left_s * 1000))
+    return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
 def _read(outcome: charging_pb2.ChargeBatchOutcome, loads: dict[str, load_pb2.LoadReport]) -> Outcome:

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import aclosing, closing, nullcontext, suppress
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -138,20 +138,61 @@ class Calls:
 
     async def _relay(self, responses: Any, context: Context) -> None:  # noqa: ANN401
         """Holds one message at a time; a reader that takes none for too long is given up."""
-        async with aclosing(responses):
-            async for response in responses:
-                try:
-                    async with asyncio.timeout(self._patience_s):
+        with closing(_Patience(self._patience_s)) as patience:
+            async with aclosing(responses):
+                async for response in responses:
+                    with patience:
                         await context.write(response)
-                except TimeoutError:
-                    message = f"nothing could be written for {self._patience_s:g} s: the reader is too slow"
-                    raise Refused(ErrorReason.READER_TOO_SLOW, message, 0) from None
 
     def _bound(self, method: str) -> Bound | nullcontext[None]:
         """Counts a call that is not asked for by customers. Health and reflection are never refused."""
         if not method.startswith(_OF_THE_MESH):
             return nullcontext()
         return self._watched if method in _WATCHED else self._others
+
+
+class _Patience:
+    """Of this task with what is written: a block that takes longer is Refused with READER_TOO_SLOW.
+
+    One timer, which looks at its end whether a block has begun since: a timeout for each message would cost as much
+    as a fifth of the message.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        # When the block began; None outside of it.
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+
+    def __enter__(self) -> None:
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._patience_s, self._look)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._since = None
+        if self._over and kind is asyncio.CancelledError and self._task is not None and not self._task.uncancel():
+            message = f"nothing could be written for {self._patience_s:g} s: the reader is too slow"
+            raise Refused(ErrorReason.READER_TOO_SLOW, message, 0) from None
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None:
+            return  # the next block sets it again
+        end = self._since + self._patience_s
+        if end > self._loop.time():
+            self._timer = self._loop.call_at(end, self._look)
+        elif self._task is not None:
+            # The task waits in the block: nowhere else does it hear of this.
+            self._over = True
+            self._task.cancel()
 
 
 class _Server:

@@ -42,7 +42,8 @@ class Caller:
 
     def ask(self, number: int, *names: str) -> None:
         items = [charging_pb2.ChargeBatchItem(request=charging_pb2.ChargeRequest(request_id=name)) for name in names]
-        self._asked.put_nowait(charging_pb2.StreamChargesRequest(number=number, items=items))
+        batch = charging_pb2.ChargeBatchRequest(items=items)
+        self._asked.put_nowait(charging_pb2.StreamChargesRequest(number=number, batch=batch))
 
     def half_close(self) -> None:
         self._asked.put_nowait(None)
@@ -66,7 +67,7 @@ async def test_a_batch_that_waits_holds_up_none_beside_it() -> None:
         for name in ("a", "b"):
             served.event(name).set()
         said = [await anext(responses) for _ in range(2)]
-        assert [(one.number, one.outcomes[0].index) for one in said] == [(2, 0), (2, 1)]
+        assert [(one.number, one.batch.outcomes[0].index) for one in said] == [(2, 0), (2, 1)]
         served.event("slow").set()
         assert (await anext(responses)).number == 1
 
@@ -100,7 +101,7 @@ async def test_who_stops_says_so_once_and_still_serves_what_comes() -> None:
         leaving.set()
         first = await anext(responses)
         assert first.leaving
-        assert not first.outcomes
+        assert not first.HasField("batch")
         caller.ask(7, "a")
         caller.half_close()
         served.event("a").set()

@@ -152,16 +152,16 @@ async def ended(mesh: Mesh, name: str) -> bool:
 
 @pytest.mark.parametrize("name", ["a", "balancer"])
 async def test_a_stream_of_batches_hears_of_a_stop_and_what_was_sent_on_it_is_answered(mesh: Mesh, name: str) -> None:
-    batch = charging_pb2.StreamChargesRequest(number=7)
-    batch.items.add(request=charging_pb2.ChargeRequest(request_id=new_key(), **CAR)).timeout.seconds = 5
+    asked = charging_pb2.StreamChargesRequest(number=7)
+    asked.batch.items.add(request=charging_pb2.ChargeRequest(request_id=new_key(), **CAR)).timeout.seconds = 5
     async with mesh.aio_channel(name) as channel, asyncio.timeout(10):
         call: Any = charging_pb2_grpc.ChargingServiceStub(channel).StreamCharges()
-        await call.write(batch)
-        assert (await call.read()).outcomes[0].response.session.session_id
+        await call.write(asked)
+        assert (await call.read()).batch.outcomes[0].response.session.session_id
         mesh.signal(name, signal.SIGTERM)
         assert (await call.read()).leaving
-        batch.items[0].request.request_id, batch.number = new_key(), 8
-        await call.write(batch)
+        asked.batch.items[0].request.request_id, asked.number = new_key(), 8
+        await call.write(asked)
         assert (await call.read()).number == 8, "a batch that was sent before the half-close is answered"
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF

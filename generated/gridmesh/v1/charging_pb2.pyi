@@ -648,22 +648,20 @@ class StreamChargesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
-    ITEMS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Of this batch on this stream, as the client likes; each another one."""
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChargeBatchItem]:
-        """At most 1,000."""
-
+    def batch(self) -> Global___ChargeBatchRequest: ...
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
-        items: _abc.Iterable[Global___ChargeBatchItem] | None = ...,
+        batch: Global___ChargeBatchRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -674,8 +672,7 @@ class StreamChargesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: _builtins.int
-    OUTCOMES_FIELD_NUMBER: _builtins.int
-    LOADS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Of the batch that all of this is about."""
@@ -684,24 +681,19 @@ class StreamChargesResponse(_message.Message):
     that is answered. Nothing else is in such a message.
     """
     @_builtins.property
-    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChargeBatchOutcome]:
-        """Those that became known together."""
-
-    @_builtins.property
-    def loads(self) -> _containers.RepeatedCompositeFieldContainer[_load_pb2.LoadReport]:
-        """As in ChargeBatchResponse."""
+    def batch(self) -> Global___ChargeBatchResponse:
+        """What is known of it, as a call of ChargeBatch would say it."""
 
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
-        outcomes: _abc.Iterable[Global___ChargeBatchOutcome] | None = ...,
-        loads: _abc.Iterable[_load_pb2.LoadReport] | None = ...,
+        batch: Global___ChargeBatchResponse | None = ...,
         leaving: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaving", b"leaving", "loads", b"loads", "number", b"number", "outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "leaving", b"leaving", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
