@@ -49,22 +49,23 @@ class Kind:
     load: Load
     in_flight: Sequence[int]
     energy_kwh: float = arms.ENERGY_KWH
+    # Empty: all that run. There is nothing in Envoy to compare a batch with.
+    arms: Sequence[str] = ()
 
 
+_MESHES = (arms.OURS, arms.UNCOALESCED)
 TABLES: Mapping[str, Sequence[Kind]] = {
     "http": (Kind("one charge, HTTP", loads.http_single, (1, 16, 64, 256)),),
     "grpc": (Kind("one charge, gRPC", loads.grpc_single, (16, 64)),),
     "batch": (
-        Kind("one charge, HTTP", loads.http_single, (64,), LONGER_KWH),
-        Kind("batch of 100, HTTP", loads.http_batch, (2,), LONGER_KWH),
-        Kind("one charge, gRPC", loads.grpc_single, (64,), LONGER_KWH),
-        Kind("batch of 100, gRPC", loads.grpc_batch, (2,), LONGER_KWH),
+        Kind("one charge, HTTP", loads.http_single, (64,), LONGER_KWH, _MESHES),
+        Kind("batch of 100, HTTP", loads.http_batch, (2,), LONGER_KWH, (arms.OURS,)),
+        Kind("one charge, gRPC", loads.grpc_single, (64,), LONGER_KWH, _MESHES),
+        Kind("batch of 100, gRPC", loads.grpc_batch, (2,), LONGER_KWH, (arms.OURS,)),
     ),
     "direct": (Kind("one charge, gRPC", loads.grpc_single, (16, 64)),),
     "idle": (),
 }
-# There is nothing in Envoy to compare a batch with.
-ONLY_OURS = {"batch"}
 
 
 # --- one cell ---------------------------------------------------------------------------------------
@@ -144,10 +145,14 @@ def compare(table: str, running: Sequence[Arm], plan: Plan) -> Iterator[Record]:
         first = number % len(running)
         for kind in TABLES[table]:
             for in_flight in plan.in_flight or kind.in_flight:
-                for arm in (*running[first:], *running[:first]):
+                for arm in _of(kind, (*running[first:], *running[:first])):
                     record = {"table": table, "round": number, **measure(arm, kind, in_flight, plan.for_s)}
                     print(show(record), flush=True)
                     yield record
+
+
+def _of(kind: Kind, running: Sequence[Arm]) -> Iterator[Arm]:
+    return (arm for arm in running if not kind.arms or arm.name in kind.arms)
 
 
 @contextmanager
@@ -164,8 +169,7 @@ def side_by_side(tables: Sequence[str], plan: Plan, folder: Path) -> Iterator[Re
     """Those tables whose arms are meshes."""
     with warm(plan.names, folder) as running:
         for table in tables:
-            own = [arm for arm in running if arm.name == arms.OURS or table not in ONLY_OURS]
-            yield from compare(table, own, plan) if own else ()
+            yield from compare(table, running, plan)
 
 
 def direct(plan: Plan, folder: Path) -> Iterator[Record]:

@@ -26,6 +26,7 @@ def show(records: list[Record]) -> str:
         if own := where(records, table=name):
             parts += [title, _cells(own)]
             parts += [_ratios(own, _RATIOS[name])] if name in _RATIOS and where(own, arm=_RATIOS[name]) else []
+            parts += [_of_batches(own)] if name == "batch" else []
     if own := where(records, table="idle"):
         parts += ["Nobody asks, ten substations:", _idle(own)]
     return "\n\n".join(parts)
@@ -96,6 +97,19 @@ def _ratios(records: Sequence[Record], other: str) -> str:
             theirs = where(records, load=load, in_flight=in_flight, arm=other)
             rows.append([load, in_flight, arm, *(_ratio(mine, theirs, figure) for figure in figures)])
     return table(head, rows)
+
+
+def _of_batches(records: Sequence[Record]) -> str:
+    """Of each round, to single charges by the same protocol in the same round."""
+    rows = []
+    for load, arm in ordered(records, "load", "arm"):
+        kind, _, protocol = load.partition(", ")
+        batches = [one for one in records if one["load"].endswith(protocol) and one["load"] != load]
+        if kind == "one charge" and batches:
+            singles = where(records, load=load, arm=arm)
+            cells = (_ratio(batches, singles, figure) for figure in (lambda one: float(one["per_second"]), _all))
+            rows.append([batches[0]["load"], f"{load}, {arm}", *cells])
+    return table(["load", "beside", "charges/s to those", "CPU to that"], rows)
 
 
 def _ratio(mine: Sequence[Record], theirs: Sequence[Record], figure: Figure) -> str:
