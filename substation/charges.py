@@ -47,11 +47,11 @@ class Charges:
 
     async def charge(self, request: charging_pb2.ChargeRequest) -> charging_pb2.ChargeResponse:
         """The answer to a single call."""
-        direct = not request.attempt_id
+        direct, response = not request.attempt_id, charging_pb2.ChargeResponse()
         try:
             taken = self._admit(request)
             await self.engine.written()
-            response = self.answer(taken, direct=direct)
+            self.answer(taken, response, direct=direct)
         except MeshError as error:
             self.refused(request.request_id, error, direct=direct)
             raise
@@ -90,32 +90,26 @@ class Charges:
             self._said = report, wire.load_report(report)
         return self._said[1]
 
-    def answer(self, taken: Taken, *, direct: bool) -> charging_pb2.ChargeResponse:
-        """The response, without the load. Unavailable where the disk did not take it."""
+    def answer(self, taken: Taken, response: charging_pb2.ChargeResponse, *, direct: bool) -> None:
+        """Fills the response, but for the load. Unavailable where the disk did not take it."""
         session = self.engine.outcome(taken)
         if direct:
             event = "repeated" if taken.repeated else "placed"
             request_id = session.charge.key.request_id
             log.info(event, request_id=request_id, session_id=session.session_id, policy="direct")
-        return charging_pb2.ChargeResponse(
-            session=wire.session(session, self.engine.expected_end_ms(session)),
-            placement=_placement(session, self.engine.load, repeated=taken.repeated),
-            repeated=taken.repeated,
-        )
+        wire.show(session, self.engine.expected_end_ms(session), response.session)
+        _place(session, self.engine.load, response.placement, repeated=taken.repeated)
+        response.repeated = taken.repeated
 
 
-def _placement(session: Session, load: Load, *, repeated: bool) -> charging_pb2.Placement:
-    placement = charging_pb2.Placement(
-        substation_id=wire.substation_id(session),
-        policy="repeat" if repeated else "direct",
-        eligible=1,
-        tried=1,
-    )
+def _place(session: Session, load: Load, placement: charging_pb2.Placement, *, repeated: bool) -> None:
+    placement.substation_id = wire.substation_id(session)
+    placement.policy = "repeat" if repeated else "direct"
+    placement.eligible = placement.tried = 1
     if load.limit_w and not repeated:
-        placement.score = placement.utilisation_after = load.demand_w / load.limit_w
-        mine = session.charge.max_w / load.limit_w
-        placement.utilisation_before = max(0.0, placement.utilisation_after - mine)
-    return placement
+        after = load.demand_w / load.limit_w
+        placement.score = placement.utilisation_after = after
+        placement.utilisation_before = max(0.0, after - session.charge.max_w / load.limit_w)
 
 
 class _Branch:
@@ -173,26 +167,33 @@ class ChargeBatch:
         check_length(request)
         commit: Waiter | None = None
         try:
-            known = [self._take(index, item) for index, item in enumerate(request.items)]
+            known = charging_pb2.ChargeBatchResponse()
+            for index, item in enumerate(request.items):
+                self._take(index, item, known)
             if self._waiting:
                 commit = self._charges.engine.join(len(self._waiting))
-            if outcomes := [outcome for outcome in known if outcome is not None]:
-                yield self._message(outcomes)
+            if known.outcomes:
+                yield self._with_load(known)
             while commit is not None and self._waiting:
                 await asyncio.wait({commit.done}, timeout=self._until_due_s())
-                if outcomes := self._written(commit) if commit.done.done() else self._late():
-                    yield self._message(outcomes)
+                known = charging_pb2.ChargeBatchResponse()
+                if commit.done.done():
+                    self._written(commit, known)
+                else:
+                    self._late(known)
+                if known.outcomes:
+                    yield self._with_load(known)
         finally:
             # Who has gone hears no more; what was admitted stands.
             if commit is not None:
                 commit.done.cancel()
-            for item in self._waiting:
-                self._leave(item.branch, asyncio.CancelledError())
+            for one in self._waiting:
+                self._leave(one.branch, asyncio.CancelledError())
 
     # --- in --------------------------------------------------------------------------------------------
 
-    def _take(self, index: int, item: charging_pb2.ChargeBatchItem) -> charging_pb2.ChargeBatchOutcome | None:
-        """Admits an item, or finds it. What is known at once is its outcome, else it waits."""
+    def _take(self, index: int, item: charging_pb2.ChargeBatchItem, known: charging_pb2.ChargeBatchResponse) -> None:
+        """Admits an item, or finds it. What is known at once is said in `known`, else it waits."""
         branch = _Branch(index, item.traceparent)
         try:
             timeout_s = timeout_of(index, item, self._left_s)
@@ -200,18 +201,21 @@ class ChargeBatch:
         except MeshError as error:
             branch.run(logs.refused, item.request.request_id, error)
             branch.end(error)
-            return _failed(index, error)
-        direct = not item.request.attempt_id
+            known.outcomes.add(index=index, status=to_status(error))
+            return
+        request = item.request
+        direct = not request.attempt_id
         try:
-            taken = branch.run(self._charges.take, item.request)
+            taken = branch.run(self._charges.take, request)
         except Exception as error:
-            return self._ended(index, branch, error)
+            self._ended(branch, error, known.outcomes.add(index=index))
+            return
         until_s = None if timeout_s is None else self._began_s + timeout_s
-        one = _Item(index, item.request.request_id, direct, taken, until_s, branch)
+        one = _Item(index, request.request_id, direct, taken, until_s, branch)
         if taken.kept:
-            return self._answered(one)
-        self._waiting.append(one)
-        return None
+            self._answer(one, known)
+        else:
+            self._waiting.append(one)
 
     def _until_due_s(self) -> float | None:
         """How long the first of those that wait has, in seconds."""
@@ -220,54 +224,57 @@ class ChargeBatch:
 
     # --- out -------------------------------------------------------------------------------------------
 
-    def _written(self, commit: Waiter) -> list[charging_pb2.ChargeBatchOutcome]:
+    def _written(self, commit: Waiter, known: charging_pb2.ChargeBatchResponse) -> None:
         """The commit is over, one way or the other."""
         items, self._waiting = self._waiting, []
         if tracing.exporting():
             for item in items:
                 item.branch.run(commit.trace)
         error = commit.done.exception()
-        if error is None:
-            return [self._answered(item) for item in items]
-        return [self._lost(item, error) for item in items]
+        for item in items:
+            if error is None:
+                self._answer(item, known)
+            else:
+                self._lost(item, error, known.outcomes.add(index=item.index))
 
-    def _late(self) -> list[charging_pb2.ChargeBatchOutcome]:
+    def _late(self, known: charging_pb2.ChargeBatchResponse) -> None:
         """Those whose time is over: they stand, and their repeats will tell."""
         now_s = seconds()
         late = [item for item in self._waiting if item.until_s is not None and item.until_s <= now_s]
         self._waiting = [item for item in self._waiting if item.until_s is None or item.until_s > now_s]
         error = Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the item's timeout passed; repeat it", 1_000)
-        return [self._ended(item.index, item.branch, error) for item in late]
+        for item in late:
+            self._ended(item.branch, error, known.outcomes.add(index=item.index))
 
-    def _answered(self, item: _Item) -> charging_pb2.ChargeBatchOutcome:
+    def _answer(self, item: _Item, known: charging_pb2.ChargeBatchResponse) -> None:
+        outcome = known.outcomes.add()
+        outcome.index = item.index
         try:
-            response = item.branch.run(self._charges.answer, item.taken, direct=item.direct)
+            item.branch.run(self._charges.answer, item.taken, outcome.response, direct=item.direct)
         except Exception as error:
-            return self._lost(item, error)
-        self._leave(item.branch, None)
-        return charging_pb2.ChargeBatchOutcome(index=item.index, response=response)
+            self._lost(item, error, outcome)
+        else:
+            self._leave(item.branch, None)
 
-    def _lost(self, item: _Item, error: BaseException) -> charging_pb2.ChargeBatchOutcome:
+    def _lost(self, item: _Item, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:
         if isinstance(error, MeshError):
             item.branch.run(self._charges.refused, item.request_id, error, direct=item.direct)
-        return self._ended(item.index, item.branch, error)
+        self._ended(item.branch, error, outcome)
 
-    def _ended(self, index: int, branch: _Branch, error: BaseException) -> charging_pb2.ChargeBatchOutcome:
+    def _ended(self, branch: _Branch, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:
         if not isinstance(error, MeshError):
-            log.error("item failed", index=index, exc_info=error)
+            log.error("item failed", index=outcome.index, exc_info=error)
             error = InternalError()
         self._leave(branch, error)
-        return _failed(index, error)
+        # Instead of what there was of a response.
+        outcome.status.CopyFrom(to_status(error))
 
     def _leave(self, branch: _Branch, error: BaseException | None) -> None:
         served = error is None or (isinstance(error, MeshError) and error.definite)
         self._admission.leave(seconds(), served=served)
         branch.end(error)
 
-    def _message(self, outcomes: list[charging_pb2.ChargeBatchOutcome]) -> charging_pb2.ChargeBatchResponse:
-        answered = any(outcome.HasField("response") for outcome in outcomes)
-        return charging_pb2.ChargeBatchResponse(outcomes=outcomes, loads=[self._charges.load()] if answered else [])
-
-
-def _failed(index: int, error: MeshError) -> charging_pb2.ChargeBatchOutcome:
-    return charging_pb2.ChargeBatchOutcome(index=index, status=to_status(error))
+    def _with_load(self, known: charging_pb2.ChargeBatchResponse) -> charging_pb2.ChargeBatchResponse:
+        if any(outcome.HasField("response") for outcome in known.outcomes):
+            known.loads.append(self._charges.load())
+        return known

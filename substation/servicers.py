@@ -181,11 +181,12 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
     def _message(
         self, phase: reports_pb2.AdmissionPhase.ValueType, sessions: list[Session], sequence: int
     ) -> reports_pb2.StreamAdmissionsResponse:
-        return reports_pb2.StreamAdmissionsResponse(
-            phase=phase,
-            admissions=[wire.admission(session) for session in sessions],
-            position=reports_pb2.AdmissionPosition(epoch=self._engine.epoch, sequence=sequence),
+        message = reports_pb2.StreamAdmissionsResponse(
+            phase=phase, position=reports_pb2.AdmissionPosition(epoch=self._engine.epoch, sequence=sequence)
         )
+        for session in sessions:
+            wire.admit(session, message.admissions.add())
+        return message
 
     async def ResolveCharge(
         self, request: reports_pb2.ResolveChargeRequest, context: Context

@@ -31,6 +31,10 @@ def timestamp(ms: int) -> Timestamp:
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
+def _set(at: Timestamp, ms: int) -> None:
+    at.seconds, at.nanos = ms // 1000, ms % 1000 * 1_000_000
+
+
 def millis(at: Timestamp) -> int:
     """A Timestamp as wall milliseconds."""
     return at.seconds * 1000 + at.nanos // 1_000_000
@@ -43,42 +47,52 @@ def substation_id(s: Session) -> str:
 
 def session(s: Session, expected_end_ms: int | None) -> charging_pb2.Session:
     """A session as it is shown."""
-    charge = s.charge
-    shown = charging_pb2.Session(
-        session_id=s.session_id,
-        substation_id=substation_id(s),
-        owner=charge.key.owner,
-        request_id=charge.key.request_id,
-        vehicle_id=charge.vehicle_id,
-        max_power_kw=kilowatts(charge.max_w),
-        phases=charge.phases,
-        min_power_kw=kilowatts(charge.floor_w),
-        departure_assumed=s.departure_assumed,
-        evse_id=charge.evse_id,
-        state=charging_pb2.SessionState.ValueType(s.state),
-        granted_power_kw=kilowatts(s.granted_w),
-        measured_power_kw=kilowatts(s.measured_w),
-        delivered_kwh=kilowatt_hours(s.delivered_mj),
-        started_at=timestamp(s.started_ms),
-        stop_reason=charging_pb2.StopReason.ValueType(s.stop_reason),
-        limit_reason=charging_pb2.LimitReason.ValueType(s.limit_reason),
-        limit_source=load_pb2.LimitSource.ValueType(s.limit_source),
-        duplicate_of=s.duplicate_of,
-        attempt_id=s.attempt_id,
-    )
-    if charge.energy_j is not None:
-        shown.energy_kwh = kilowatt_hours(charge.energy_j * 1000)
-    _set_times(shown, s, expected_end_ms)
+    shown = charging_pb2.Session()
+    show(s, expected_end_ms, shown)
     return shown
 
 
-def _set_times(shown: charging_pb2.Session, s: Session, expected_end_ms: int | None) -> None:
+def show(s: Session, expected_end_ms: int | None, shown: charging_pb2.Session) -> None:
+    """The same, where it stands in another message, empty so far: put there, a message would be copied each time."""
+    charge = s.charge
+    shown.session_id = s.session_id
+    shown.substation_id = substation_id(s)
+    shown.owner, shown.request_id = charge.key
+    shown.vehicle_id = charge.vehicle_id
+    if charge.energy_j is not None:
+        shown.energy_kwh = kilowatt_hours(charge.energy_j * 1000)
+    shown.max_power_kw = kilowatts(charge.max_w)
+    shown.phases = charge.phases
+    shown.min_power_kw = kilowatts(charge.floor_w)
+    shown.departure_assumed = s.departure_assumed
+    shown.evse_id = charge.evse_id
+    shown.state = charging_pb2.SessionState.ValueType(s.state)
+    shown.granted_power_kw = kilowatts(s.granted_w)
+    shown.measured_power_kw = kilowatts(s.measured_w)
+    shown.delivered_kwh = kilowatt_hours(s.delivered_mj)
+    shown.duplicate_of = s.duplicate_of
+    shown.attempt_id = s.attempt_id
+    _show_reasons(s, shown)
+    _show_times(s, expected_end_ms, shown)
+
+
+def _show_reasons(s: Session, shown: charging_pb2.Session) -> None:
+    """Few have any."""
+    if s.stop_reason:
+        shown.stop_reason = charging_pb2.StopReason.ValueType(s.stop_reason)
+    if s.limit_reason:
+        shown.limit_reason = charging_pb2.LimitReason.ValueType(s.limit_reason)
+        shown.limit_source = load_pb2.LimitSource.ValueType(s.limit_source)
+
+
+def _show_times(s: Session, expected_end_ms: int | None, shown: charging_pb2.Session) -> None:
+    _set(shown.started_at, s.started_ms)
     if s.charge.departure_ms is not None:
-        shown.departure_time.CopyFrom(timestamp(s.charge.departure_ms))
+        _set(shown.departure_time, s.charge.departure_ms)
     if s.ended_ms is not None:
-        shown.ended_at.CopyFrom(timestamp(s.ended_ms))
+        _set(shown.ended_at, s.ended_ms)
     elif expected_end_ms is not None:
-        shown.expected_end_at.CopyFrom(timestamp(expected_end_ms))
+        _set(shown.expected_end_at, expected_end_ms)
 
 
 def load_report(report: Report) -> load_pb2.LoadReport:
@@ -114,18 +128,21 @@ def load_report(report: Report) -> load_pb2.LoadReport:
 
 def admission(s: Session) -> reports_pb2.Admission:
     """A session as an entry in the stream of admissions."""
-    entry = reports_pb2.Admission(
-        sequence=s.admission_sequence,
-        owner=s.charge.key.owner,
-        request_id=s.charge.key.request_id,
-        session_id=s.session_id,
-        attempt_id=s.attempt_id,
-        stop_reason=charging_pb2.StopReason.ValueType(s.stop_reason),
-        duplicate_of=s.duplicate_of,
-    )
-    if s.ended_ms is not None:
-        entry.ended_at.CopyFrom(timestamp(s.ended_ms))
+    entry = reports_pb2.Admission()
+    admit(s, entry)
     return entry
+
+
+def admit(s: Session, entry: reports_pb2.Admission) -> None:
+    """The same, where it stands in another message, empty so far."""
+    entry.sequence = s.admission_sequence
+    entry.owner, entry.request_id = s.charge.key
+    entry.session_id = s.session_id
+    entry.attempt_id = s.attempt_id
+    if s.ended_ms is not None:
+        _set(entry.ended_at, s.ended_ms)
+        entry.stop_reason = charging_pb2.StopReason.ValueType(s.stop_reason)
+        entry.duplicate_of = s.duplicate_of
 
 
 def stop_reason(request: charging_pb2.StopSessionRequest) -> StopReason:
