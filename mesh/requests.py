@@ -36,16 +36,18 @@ _MAX_TIME_S = 253_402_300_799
 
 def key_of(request: charging_pb2.ChargeRequest) -> Key:
     """The request's key. InvalidRequest when it cannot be one."""
+    # Read once: each look into a message makes a string anew.
+    request_id, owner, attempt_id = request.request_id, request.owner, request.attempt_id
     violations = []
-    if not is_printable(request.request_id):
+    if not is_printable(request_id):
         violations.append(Violation("request_id", "must be 1 to 128 printable ASCII characters"))
-    if request.owner and not is_printable(request.owner):
+    if owner and not is_printable(owner):
         violations.append(Violation("owner", "must be at most 128 printable ASCII characters"))
-    if request.attempt_id and not is_uuid7(request.attempt_id):
+    if attempt_id and not is_uuid7(attempt_id):
         violations.append(Violation("attempt_id", "must be a UUIDv7, or absent"))
     if violations:
         raise InvalidRequest(*violations)
-    return Key(request.owner or ANONYMOUS, request.request_id)
+    return Key(owner or ANONYMOUS, request_id)
 
 
 def body_of(request: charging_pb2.ChargeRequest) -> bytes:
@@ -61,8 +63,7 @@ def body_of(request: charging_pb2.ChargeRequest) -> bytes:
 
 def check_not_after(request: charging_pb2.ChargeRequest, now_ms: int) -> None:
     """AttemptExpired when the attempt comes later than its sender still waits for it."""
-    late_ms = now_ms - _millis(request.not_after) if request.HasField("not_after") else 0
-    if late_ms > 0:
+    if request.HasField("not_after") and (late_ms := now_ms - _millis(request.not_after)) > 0:
         # Minutes late is no slow network: a clock was set while a process ran, or clocks differ.
         doubt = "; do the clocks agree?" if late_ms > _SUSPICIOUS_MS else ""
         message = f"the attempt arrived {late_ms / 1000:.1f} s after its not_after{doubt}"
@@ -74,25 +75,28 @@ def parse_charge(request: charging_pb2.ChargeRequest, key: Key, now_ms: int, *, 
 
     Not `with_body`: for who does not compare it, its digest is empty.
     """
-    if not _plain(request):
+    plain = _plain(request)
+    if not plain:
         violations = [*_check_ids(request), *_check_numbers(request), *_check_departure(request, now_ms)]
         if violations:
             raise InvalidRequest(*violations)
-    phases = request.phases if request.HasField("phases") else _default_phases(request.max_power_kw)
-    max_w = max(1, watts(request.max_power_kw))
-    floor_w = watts(request.min_power_kw) if request.HasField("min_power_kw") else phases * FLOOR_W_PER_PHASE
+    max_kw = request.max_power_kw
+    phases = _default_phases(max_kw) if plain or not request.HasField("phases") else request.phases
+    max_w = max(1, watts(max_kw))
+    given_floor = not plain and request.HasField("min_power_kw")
+    floor_w = watts(request.min_power_kw) if given_floor else phases * FLOOR_W_PER_PHASE
     return Charge(
-        key=key,
-        vehicle_id=request.vehicle_id,
-        energy_j=max(1, joules(request.energy_kwh)) if request.HasField("energy_kwh") else None,
-        max_w=max_w,
-        floor_w=min(max(1, floor_w), max_w),
-        phases=phases,
-        departure_ms=_departure_ms(request, now_ms),
-        allowed=frozenset(request.allowed_substation_ids) if request.allowed_substation_ids else _ANY,
-        evse_id=request.evse_id,
-        attempt_id=request.attempt_id,
-        body=body_of(request) if with_body else b"",
+        key,
+        request.vehicle_id,
+        max(1, joules(request.energy_kwh)) if request.HasField("energy_kwh") else None,
+        max_w,
+        min(max(1, floor_w), max_w),
+        phases,
+        None if plain else _departure_ms(request, now_ms),
+        _ANY if plain else frozenset(request.allowed_substation_ids),
+        "" if plain else request.evse_id,
+        request.attempt_id,
+        body_of(request) if with_body else b"",
     )
 
 
@@ -168,4 +172,7 @@ def _departure_ms(request: charging_pb2.ChargeRequest, now_ms: int) -> int | Non
 
 def _millis(time: Timestamp | Duration) -> int:
     # By hand: ToMilliseconds() refuses what a hostile client can put on the wire.
-    return max(-_MAX_TIME_S, min(time.seconds, _MAX_TIME_S)) * 1000 + time.nanos // 1_000_000
+    seconds = time.seconds
+    if not -_MAX_TIME_S <= seconds <= _MAX_TIME_S:
+        seconds = max(-_MAX_TIME_S, min(seconds, _MAX_TIME_S))
+    return seconds * 1000 + time.nanos // 1_000_000

@@ -63,8 +63,9 @@ class Batch:
     ended_s: float = 0.0
 
     def __bool__(self) -> bool:
-        marks = (self.limits, self.draining, self.live, self.forget)
-        return any(marks) or any((self.sessions, self.removed, self.fences, self.waiting))
+        if self.live or self.sessions or self.waiting:  # the usual
+            return True
+        return self.limits or self.draining or self.forget or bool(self.removed or self.fences)
 
     def admit(self, session: Session) -> None:
         self.admitted[session.session_id] = self.sessions[session.session_id] = session

@@ -45,8 +45,7 @@ class Full(NamedTuple):
 CarEvent = Confirmed | Reading | Full
 
 
-@dataclass(frozen=True, slots=True)
-class Plugged:
+class Plugged(NamedTuple):
     """A car at its plug, new or found again after a restart. `need_mj` None: until full."""
 
     session_id: str

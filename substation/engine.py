@@ -6,11 +6,10 @@ goes on; replies, admissions and what is shown wait for their own commit. Lowere
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -52,10 +51,6 @@ _AHEAD_MS = 1_000
 # A report that nothing has changed since may be said again for so long.
 _REPORT_MS = 20
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
-
-
-# What a charge that was not refused leads to.
-_OUTCOMES = (ev.Admitted, ev.Repeated)
 
 
 class Taken(NamedTuple):
@@ -108,6 +103,20 @@ class Engine:
         self._report: Report | None = None
         # Why the ledger could not be written at the last try; empty when it could.
         self._ledger_error = ""
+        # What is done about each kind of event: looked up once, where a `match` compares with one after the other.
+        self._noted: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.Metered: self._note_metered,
+            ev.Changed: self._note_changed,
+            ev.Offered: self._note_offered,
+            ev.Admitted: self._note_admitted,
+            ev.Opened: self._note_opened,
+            ev.Ended: self._note_ended,
+            ev.Repeated: self._note_repeated,
+            ev.Fenced: self._note_fenced,
+            ev.LimitsChanged: self._note_limits,
+            ev.DrainChanged: self._note_drain,
+            ev.LimitComplied: self._note_complied,
+        }
         # No more streams, then no more commits.
         self.closing = False
         self._stopping = False
@@ -268,12 +277,18 @@ class Engine:
     def _taken(self, events: list[ev.Event]) -> Taken:
         self._absorb(events)
         # What time brought along may come first.
-        outcome = next(event for event in events if isinstance(event, _OUTCOMES))
-        name, repeated = outcome.session.session_id, isinstance(outcome, ev.Repeated)
-        shown = self.shown.get(name) if repeated else None
+        for event in events:
+            if isinstance(event, ev.Admitted):
+                return Taken(event.session.session_id, repeated=False, kept=False)
+            if isinstance(event, ev.Repeated):
+                return self._repeated(event.session)
+        raise AssertionError("a charge that is not refused is admitted, or found")
+
+    def _repeated(self, session: Session) -> Taken:
+        shown = self.shown.get(session.session_id)
         # Raised but not written yet, it is to be waited for by all who ask.
-        kept = shown is not None and shown.attempt_id == outcome.session.attempt_id
-        return Taken(name, repeated, kept)
+        kept = shown is not None and shown.attempt_id == session.attempt_id
+        return Taken(session.session_id, repeated=True, kept=kept)
 
     async def _committed(self, events: list[ev.Event]) -> None:
         """Absorbs what a call led to, and waits until it and all before it is on disk."""
@@ -318,12 +333,11 @@ class Engine:
 
         What costs a look at every session waits for the turn: the next commit's, or one that comes within TURN_S.
         """
-        for event in events:
-            self._note(event)
+        self._note(events)
         if self._turn_due is None:
             delay_s = max(TURN_S, self._next_turn_s() - seconds())
             self._turn_due = self._loop.call_later(delay_s, self._turn_at_last, context=self._no_call)
-        if self._batch:
+        if not self._wake.is_set() and self._batch:
             self._wake.set()
 
     def _next_turn_s(self) -> float:
@@ -346,8 +360,7 @@ class Engine:
             self._turn_due.cancel()
             self._turn_due = None
         began_s = seconds()
-        for event in self._station.settle():
-            self._note(event)
+        self._note(self._station.settle())
         self._publish_load()
         self._arm()
         self._turned_s = seconds()
@@ -355,61 +368,68 @@ class Engine:
         if self._batch:
             self._wake.set()
 
-    def _note(self, event: ev.Event) -> None:  # noqa: C901 - one line per event
-        """What comes often is looked for first."""
-        match event:
-            case ev.Metered(session):
-                self.shown.measured(session.session_id, session.measured_w)
-            case ev.Changed(session):
-                self._batch.live = True
-                self._journal.changed(session)
-            case ev.Offered(session_id, offer):
-                self._send(session_id, offer)
-            case ev.Admitted(session):
-                self._batch.admit(session)
-                self._promise(session)
-            case ev.Opened(session_id):
-                self._raises.pop(session_id, None)
-                self._plant.open(session_id)
-                self._promise_no_more(session_id)
-            case ev.Ended(session):
-                self._batch.end(session)
-                self._journal.ended(session)
-            case ev.Repeated(session, raised=True):
-                self._batch.sessions[session.session_id] = session
-            case ev.Fenced(key, attempt_id):
-                self._batch.fences[key] = attempt_id
-            case ev.LimitsChanged():
-                self._batch.limits = True
-                log.info("limits changed", limits=[f"{m.source.name} {m.limit_w} W" for m in self._station.limits()])
-            case ev.DrainChanged():
-                self._batch.draining = True
-                log.info("drain changed", draining=self._station.draining)
-            case ev.LimitComplied(took_ms):
-                # Written at once: what the ledger holds of the cars counts after a restart, and it was over the limit.
-                self._batch.live = True
-                self._urgent.set()
-                self._metrics.compliance.observe(took_ms / 1000)
-                log.info("limit complied with", took_s=took_ms / 1000)
+    def _note(self, events: list[ev.Event]) -> None:
+        noted = self._noted
+        for event in events:
+            noted[type(event)](event)
 
-    def _promise(self, session: Session) -> None:
-        if self._ahead is not None:
-            self._ahead.add(session, self._clock.now_ms())
-        self._report = None
+    def _note_metered(self, event: ev.Metered) -> None:
+        session = event.session
+        self.shown.measured(session.session_id, session.measured_w)
 
-    def _promise_no_more(self, session_id: str) -> None:
-        if self._ahead is not None:
-            self._ahead.drop(session_id)
-        self._report = None
+    def _note_changed(self, event: ev.Changed) -> None:
+        self._batch.live = True
+        self._journal.changed(event.session)
 
-    def _send(self, session_id: str, offer: Offer) -> None:
+    def _note_offered(self, event: ev.Offered) -> None:
         """A raise waits until the ledger knows of it; everything else goes to the car now."""
+        session_id, offer = event
         if offer.power_w > self._kept_w.get(session_id, 0):
             self._raises[session_id] = offer
             self._batch.live = True
         else:
             self._raises.pop(session_id, None)
             self._plant.offer(session_id, offer)
+
+    def _note_admitted(self, event: ev.Admitted) -> None:
+        self._batch.admit(event.session)
+        if self._ahead is not None:
+            self._ahead.add(event.session, event.session.started_ms)
+        self._report = None
+
+    def _note_opened(self, event: ev.Opened) -> None:
+        session_id = event.session_id
+        self._raises.pop(session_id, None)
+        self._plant.open(session_id)
+        if self._ahead is not None:
+            self._ahead.drop(session_id)
+        self._report = None
+
+    def _note_ended(self, event: ev.Ended) -> None:
+        self._batch.end(event.session)
+        self._journal.ended(event.session)
+
+    def _note_repeated(self, event: ev.Repeated) -> None:
+        if event.raised:
+            self._batch.sessions[event.session.session_id] = event.session
+
+    def _note_fenced(self, event: ev.Fenced) -> None:
+        self._batch.fences[event.key] = event.attempt_id
+
+    def _note_limits(self, _: ev.LimitsChanged) -> None:
+        self._batch.limits = True
+        log.info("limits changed", limits=[f"{m.source.name} {m.limit_w} W" for m in self._station.limits()])
+
+    def _note_drain(self, _: ev.DrainChanged) -> None:
+        self._batch.draining = True
+        log.info("drain changed", draining=self._station.draining)
+
+    def _note_complied(self, event: ev.LimitComplied) -> None:
+        """Written at once: what the ledger holds of the cars counts after a restart, and it was over the limit."""
+        self._batch.live = True
+        self._urgent.set()
+        self._metrics.compliance.observe(event.took_ms / 1000)
+        log.info("limit complied with", took_s=event.took_ms / 1000)
 
     def _publish_load(self) -> None:
         load = self._station.load()
@@ -471,8 +491,7 @@ class Engine:
             await self._gathered()
             self._wake.clear()
             self._urgent.clear()
-            for event in self._station.advance(self._clock.now_ms()):
-                self._note(event)
+            self._note(self._station.advance(self._clock.now_ms()))
             # What is written, and shown after it, is of one moment with the power shared.
             self._turn()
             self._wake.clear()
@@ -580,8 +599,7 @@ def _arrived(session: Session) -> Plugged:
 
 def _found(session: Session, now: int) -> Plugged:
     """A car as the ledger last knew it, with what it may still hold. A clock that was set back is no future."""
-    return replace(
-        _arrived(session),
+    return _arrived(session)._replace(
         at_ms=min(session.metered_ms, now),
         register_mj=session.delivered_mj,
         power_w=session.measured_w,

@@ -134,9 +134,10 @@ class Live:
             heapify(self._heap)
 
     def _count_anew(self, name: str, session: Session, counted: Part | None, now_part: Part) -> None:
-        if counted is not None:
-            self._sums.add(counted, -1)
-        self._sums.add(now_part, 1)
+        if counted is None:
+            self._sums.add(now_part, 1)
+        else:
+            self._sums.replace(counted, now_part)
         self._parts[name] = now_part
         if now_part[-1] is None:
             self._planned.pop(name, None)

@@ -46,9 +46,11 @@ class Report:
     next_free_ms: int | None = None
 
 
-# What one session adds to the sums: committed and measured watts; of an active one also demand, what is required of
-# it whatever the time, floor, grant, what it could take now, what it overdraws, and why it has less than it could take.
-Part = tuple[int, int, tuple[int, int, int, int, int, int, LimitReason] | None]
+# What an active session adds to the sums: demand, what is required of it whatever the time, floor, grant, what it could
+# take now, what it overdraws, and why it has less than it could take.
+ActivePart = tuple[int, int, int, int, int, int, LimitReason]
+# What any session adds: committed and measured watts, and that.
+Part = tuple[int, int, ActivePart | None]
 
 
 @dataclass(slots=True)
@@ -76,15 +78,29 @@ class Sums:
         self.committed_w += times * committed_w
         self.measured_w += times * measured_w
         if active is not None:
-            demand_w, required_w, floor_w, granted_w, wanted_w, overdraw_w, reason = active
-            self.active += times
-            self.demand_w += times * demand_w
-            self.required_w += times * required_w
-            self.floor_w += times * floor_w
-            self.granted_w += times * granted_w
-            self.wanted_w += times * wanted_w
-            self.overdraw_w += times * overdraw_w
-            self.curtailed[reason] += times
+            self._add_active(active, times)
+
+    def replace(self, before: Part, now: Part) -> None:
+        """Counts one and the same session anew."""
+        self.committed_w += now[0] - before[0]
+        self.measured_w += now[1] - before[1]
+        # A car draws more or less far more often than anything else about it changes.
+        if now[2] != before[2]:
+            if before[2] is not None:
+                self._add_active(before[2], -1)
+            if now[2] is not None:
+                self._add_active(now[2], 1)
+
+    def _add_active(self, active: ActivePart, times: int) -> None:
+        demand_w, required_w, floor_w, granted_w, wanted_w, overdraw_w, reason = active
+        self.active += times
+        self.demand_w += times * demand_w
+        self.required_w += times * required_w
+        self.floor_w += times * floor_w
+        self.granted_w += times * granted_w
+        self.wanted_w += times * wanted_w
+        self.overdraw_w += times * overdraw_w
+        self.curtailed[reason] += times
 
 
 def part(session: Session) -> Part:

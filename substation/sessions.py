@@ -8,11 +8,14 @@ in one second.
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, auto
 from operator import attrgetter
+from typing import NamedTuple
 
 from mesh.charge import Charge
 from mesh.model import LimitReason, LimitSource, SessionState, StopReason
 
 S = SessionState
+# Asked of every session again and again: a name of the module costs a quarter of a look at the class.
+_ENDED, _EV_CONNECTED = S.ENDED, S.EV_CONNECTED
 
 
 class Trigger(IntEnum):
@@ -46,8 +49,7 @@ class IllegalMove(Exception):
     """A trigger in a state that has no such move: a defect in the station."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """A grant on its way to the car. It is a lease: from `valid_until_ms` on the car may draw nothing of it."""
 
     number: int
@@ -100,12 +102,13 @@ class Session:
 
     @property
     def live(self) -> bool:
-        return self.state is not S.ENDED
+        return self.state is not _ENDED
 
     @property
     def active(self) -> bool:
         """Wants energy."""
-        return self.state is not S.ENDED and self.state is not S.EV_CONNECTED
+        state = self.state
+        return state is not _ENDED and state is not _EV_CONNECTED
 
     @property
     def departure_assumed(self) -> bool:

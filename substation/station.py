@@ -326,8 +326,9 @@ class Station:
     @property
     def accepting(self) -> NotAccepting:
         """UNSPECIFIED: it is; else why not."""
-        drained = NotAccepting.DRAINING if self._draining else NotAccepting.UNSPECIFIED
-        return max(self._blocked, default=drained)
+        if self._blocked:
+            return max(self._blocked)
+        return NotAccepting.DRAINING if self._draining else NotAccepting.UNSPECIFIED
 
     def load(self) -> Load:
         """The load as of the last call; its sequence grows when commitments changed since."""

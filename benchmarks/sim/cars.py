@@ -5,7 +5,7 @@ so registers are exact.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 from substation.cars import Confirmed, Full, Reading
@@ -95,7 +95,7 @@ class Cars:
         """Nobody renews them any more: what was offered lapses then, if not before."""
         for car in self._cars.values():
             car.lease_until_ms = min(car.lease_until_ms, until)
-            car.waiting = [(at, replace(offer, valid_until_ms=until)) for at, offer in car.waiting]
+            car.waiting = [(at, offer._replace(valid_until_ms=until)) for at, offer in car.waiting]
             self._plan(car)
 
     def _step(self, car: Car, now: int) -> list[CarEvent]:

@@ -1,7 +1,6 @@
 """One substation: the production station and its cars, on the loop's clock."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 
 from benchmarks.sim.cars import Car, CarEvent, Cars, Manners
@@ -111,7 +110,7 @@ class Site:
 
     def _cut_leases(self, until: int) -> None:
         for session in self.up().sessions():
-            session.offers = [replace(offer, valid_until_ms=until) for offer in session.offers]
+            session.offers = [offer._replace(valid_until_ms=until) for offer in session.offers]
             session.confirmed_until_ms = min(session.confirmed_until_ms, until)
         self.cars.cut_leases(until)
 
