@@ -11,6 +11,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from mesh.units import JOULES_PER_KWH
+from substation.events import CarEvent, Confirmed, Full, Reading
 from substation.sessions import Offer
 
 # Of charging: how long a car may take to act on an offer.
@@ -19,30 +20,6 @@ OBEDIENCE_S = 5.0
 _TAPER = ((0.03, 0.25), (0.10, 0.50))
 _NEED_KWH = (8.0, 40.0)
 _EFFICIENCY = (0.97, 1.0)
-
-
-class Confirmed(NamedTuple):
-    """The car acts on this offer from now on."""
-
-    session_id: str
-    number: int
-
-
-class Reading(NamedTuple):
-    """The meter: power in watts, register in millijoules since plug-in."""
-
-    session_id: str
-    power_w: int
-    register_mj: int
-
-
-class Full(NamedTuple):
-    """The car wants no more."""
-
-    session_id: str
-
-
-CarEvent = Confirmed | Reading | Full
 
 
 class Plugged(NamedTuple):

@@ -20,7 +20,7 @@ from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
 from substation import events as ev
 from substation.ahead import Ahead
 from substation.batch import Batch, Waiter
-from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading
+from substation.cars import Plugged
 from substation.journal import SessionJournal
 from substation.ledger import Ledger, LedgerError
 from substation.limits import Limit
@@ -295,25 +295,13 @@ class Engine:
         self._absorb(events)
         await self.written()
 
-    def _hear(self, said: list[CarEvent]) -> None:
+    def _hear(self, said: list[ev.CarEvent]) -> None:
         try:
-            self._tell_station(said)
+            self._absorb(self._station.heard(said, self._clock.now_ms()))
             if seconds() >= self._next_turn_s():
                 self._turn()
         except Exception as error:
             self._break(error)
-
-    def _tell_station(self, said: list[CarEvent]) -> None:
-        now, events = self._clock.now_ms(), []
-        for event in said:
-            match event:
-                case Confirmed(session_id, number):
-                    events += self._station.confirmed(session_id, number, now)
-                case Reading(session_id, power_w, register_mj):
-                    events += self._station.measured(session_id, power_w, register_mj, now)
-                case Full(session_id):
-                    events += self._station.full(session_id, now)
-        self._absorb(events)
 
     def _tick(self, due_ms: int) -> None:
         self._timer = None
@@ -322,7 +310,7 @@ class Engine:
             self._absorb(self._station.advance(self._clock.now_ms()))
             if late_ms >= STALL_MS:
                 log.warning("the process stood still", seconds=late_ms / 1000)
-                self._tell_station(list(self._plant.read()))
+                self._absorb(self._station.heard(self._plant.read(), self._clock.now_ms()))
             if seconds() >= self._next_turn_s():
                 self._turn()
         except Exception as error:

@@ -1,4 +1,7 @@
-"""What the station says has happened, in order, for whoever does the I/O. Tuples, as many are made and soon let go."""
+"""What the station says has happened, in order, for whoever does the I/O, and what the cars say to it.
+
+Tuples, as many are made and soon let go.
+"""
 
 from typing import NamedTuple
 
@@ -84,3 +87,30 @@ Event = (
     | Fenced
     | LimitComplied
 )
+
+
+# --- what the cars say ------------------------------------------------------------------------------
+
+
+class Confirmed(NamedTuple):
+    """The car acts on this offer from now on."""
+
+    session_id: str
+    number: int
+
+
+class Reading(NamedTuple):
+    """The meter: power in watts, register in millijoules since plug-in."""
+
+    session_id: str
+    power_w: int
+    register_mj: int
+
+
+class Full(NamedTuple):
+    """The car wants no more."""
+
+    session_id: str
+
+
+CarEvent = Confirmed | Reading | Full

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from mesh.clock import Clock
-from substation.cars import CarEvent, Full, Plugged, Reading, SimulatedCars
+from substation.cars import Plugged, SimulatedCars
+from substation.events import CarEvent, Full, Reading
 from substation.sessions import Offer
 
 # Cars that do something within this time are heard together, as a meter's bus is read: each for itself would cost a

@@ -131,6 +131,8 @@ class Session:
     def committed_w(self) -> int:
         """What must be kept free for it: granted, still held, or drawn all the same."""
         offers = self.offers
+        if not offers:
+            return max(self.granted_w, self.measured_w)
         held_w = offers[0].power_w if len(offers) == 1 else self.held_w
         return max(held_w, self.granted_w, self.measured_w)
 
@@ -185,16 +187,15 @@ class Session:
 
     def done_at(self, scale: int) -> int | None:
         """When the register reaches what was asked if what flows goes on; None if it never does."""
-        target = self.target_mj
-        if target is None:
+        energy_j = self.charge.energy_j
+        if energy_j is None:
             return None
-        if self.delivered_mj >= target:
+        above_mj = self.delivered_mj - energy_j * 1000
+        if above_mj >= 0:
             return self.metered_ms
-        flowing = self.flowing_w
-        if flowing == 0:
-            return None
+        flowing = self.flowing_w if self.measured_w else 0
         # Rounded up: at the event the register has reached the target, never before.
-        return self.metered_ms - (self.delivered_mj - target) // (flowing * scale)
+        return self.metered_ms - above_mj // (flowing * scale) if flowing else None
 
     def offer(self, power_w: int, valid_until_ms: int) -> Offer:
         """A new offer, counted until it is replaced by a later one that the car confirmed, or lapses."""
@@ -217,7 +218,7 @@ class Session:
     def lapses_at(self) -> int | None:
         """When the next lease is over that still counts more than the grant does."""
         offers, granted_w = self.offers, self.granted_w
-        if len(offers) == 1 and offers[0].power_w <= granted_w:  # the usual case
+        if not offers or (len(offers) == 1 and offers[0].power_w <= granted_w):  # the usual cases
             return None
         return min([o.valid_until_ms for o in offers if o.power_w > granted_w], default=None)
 

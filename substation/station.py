@@ -18,16 +18,20 @@ from substation import admission, draw, grants
 from substation.completion import promised
 from substation.events import (
     Admitted,
+    CarEvent,
     Changed,
+    Confirmed,
     DrainChanged,
     Ended,
     Event,
     Fenced,
+    Full,
     LimitComplied,
     LimitsChanged,
     Metered,
     Offered,
     Opened,
+    Reading,
     Repeated,
 )
 from substation.keys import REMEMBER_MS, Keys
@@ -225,38 +229,42 @@ class Station:
 
     # --- what the cars say ---------------------------------------------------------------------------
 
+    def heard(self, said: Iterable[CarEvent], now: int) -> list[Event]:
+        """All of it, in order: time passes once, and what it led to is told at once."""
+        self._pass_to(now)
+        for event in said:
+            if session := self._live.get(event.session_id):
+                self._hear(event, session)
+        return self._take()
+
     def confirmed(self, session_id: str, number: int, now: int) -> list[Event]:
         """The car acts on this offer: what it was offered before is free."""
-        self._pass_to(now)
-        if session := self._live.get(session_id):
-            session.meter(now, self.config.time_scale)
-            session.confirm(number)
-            self._live.touch(session)
-        return self._take()
+        return self.heard([Confirmed(session_id, number)], now)
 
     def measured(self, session_id: str, power_w: int, register_mj: int, now: int) -> list[Event]:
         """A meter reading: power drawn and energy since plug-in. The register never goes back."""
-        self._pass_to(now)
-        session = self._live.get(session_id)
-        if session is None:
-            return self._take()
-        self._live.touch(session)
-        session.meter(now, self.config.time_scale)
-        session.delivered_mj = max(session.delivered_mj, register_mj)
-        # A reading that was on its way when the contactor opened says nothing of the power any more.
-        if session.active:
-            session.measured_w = power_w
-            self._note_reading(session)
-            self._events.append(Metered(session))
-        return self._take()
+        return self.heard([Reading(session_id, power_w, register_mj)], now)
 
     def full(self, session_id: str, now: int) -> list[Event]:
         """The car wants no more."""
-        self._pass_to(now)
-        session = self._live.get(session_id)
-        if session and session.active:
-            self._satisfy(session, StopReason.SOC_LIMIT_REACHED)
-        return self._take()
+        return self.heard([Full(session_id)], now)
+
+    def _hear(self, event: CarEvent, session: Session) -> None:
+        if isinstance(event, Full):
+            if session.active:
+                self._satisfy(session, StopReason.SOC_LIMIT_REACHED)
+            return
+        session.meter(self._now, self.config.time_scale)
+        self._live.touch(session)
+        if isinstance(event, Confirmed):
+            session.confirm(event.number)
+            return
+        session.delivered_mj = max(session.delivered_mj, event.register_mj)
+        # A reading that was on its way when the contactor opened says nothing of the power any more.
+        if session.active:
+            session.measured_w = event.power_w
+            self._note_reading(session)
+            self._events.append(Metered(session))
 
     # --- time ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from substation.cars import Confirmed, Full, Reading
+from substation.events import Confirmed, Full, Reading
 from substation.sessions import Offer
 
 CarEvent = Confirmed | Full | Reading

@@ -9,7 +9,7 @@ from mesh.charge import Charge, Key
 from mesh.model import StopReason
 from substation import events as ev
 from substation import records
-from substation.cars import Confirmed, Full, Reading
+from substation.events import Confirmed, Full, Reading
 from substation.keys import REMEMBER_MS
 from substation.sessions import Session
 from substation.sharing import SharingPolicy

@@ -4,7 +4,8 @@ from random import Random
 
 from mesh.charge import Charge, Key
 from substation import events as ev
-from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading, SimulatedCars
+from substation.cars import Plugged, SimulatedCars
+from substation.events import CarEvent, Confirmed, Full, Reading
 from substation.limits import Limit
 from substation.sessions import Session
 from substation.sharing import SharingPolicy

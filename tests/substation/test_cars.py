@@ -1,4 +1,5 @@
-from substation.cars import CarEvent, Confirmed, Full, Plugged, Reading, SimulatedCars
+from substation.cars import Plugged, SimulatedCars
+from substation.events import CarEvent, Confirmed, Full, Reading
 from substation.sessions import Offer
 
 T = 1_000_000

@@ -14,9 +14,9 @@ from mesh.clock import SystemClock
 from mesh.errors import Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
 from mesh.outlook import NOTHING
-from substation.cars import CarEvent, Confirmed, Plugged, Reading
+from substation.cars import Plugged
 from substation.engine import Engine, find_cars
-from substation.events import Event
+from substation.events import CarEvent, Confirmed, Event, Reading
 from substation.ledger import Ledger
 from substation.limits import Limit
 from substation.metrics import SubstationMetrics
@@ -353,7 +353,7 @@ async def test_a_defect_breaks_the_engine_for_all_to_see(tmp_path: Path, monkeyp
     plant = Plant()
     async with an_engine(tmp_path, plant) as engine:
         session, _ = await charge(engine, a_charge())
-        monkeypatch.setattr(engine._station, "measured", lambda *_: 1 // 0)
+        monkeypatch.setattr(engine._station, "heard", lambda *_: 1 // 0)
         plant.say([Reading(session.session_id, 1, 1)])
         assert isinstance(engine.broken.exception(), ZeroDivisionError)
 
