@@ -5,7 +5,6 @@ from random import Random
 from mesh.charge import Charge, Key
 from substation import events as ev
 from substation.cars import Plugged, SimulatedCars
-from substation.events import CarEvent, Confirmed, Full, Reading
 from substation.limits import Limit
 from substation.sessions import Session
 from substation.sharing import SharingPolicy
@@ -103,12 +102,12 @@ class Rig:
         """The process stands still: the cars go on under the leases that they hold, and are heard only afterwards."""
         self.now += round(seconds * 1000)
         self._turn()
-        self._tell(list(self.cars.readings()))
+        self._take(self.station.heard(self.cars.readings(), self.now))
         self.settle()
 
     def registers(self) -> dict[str, int]:
         """What the meters say now, by session."""
-        self._tell(self.cars.advance(self.now))
+        self._take(self.station.heard(self.cars.advance(self.now), self.now))
         return {reading.session_id: reading.register_mj for reading in self.cars.readings()}
 
     def committed_w(self) -> int:
@@ -125,18 +124,8 @@ class Rig:
 
     def _turn(self) -> None:
         self._take(self.station.advance(self.now))
-        self._tell(self.cars.advance(self.now))
+        self._take(self.station.heard(self.cars.advance(self.now), self.now))
         self.settle()
-
-    def _tell(self, said_by_cars: list[CarEvent]) -> None:
-        for said in said_by_cars:
-            match said:
-                case Confirmed(name, number):
-                    self._take(self.station.confirmed(name, number, self.now))
-                case Reading(name, power_w, register_mj):
-                    self._take(self.station.measured(name, power_w, register_mj, self.now))
-                case Full(name):
-                    self._take(self.station.full(name, self.now))
 
     def _take(self, events: list[ev.Event]) -> None:
         self.events += events

@@ -235,6 +235,26 @@ def test_a_stop_frees_the_power_at_once_and_a_second_one_changes_nothing() -> No
     assert (session.stop_reason, session.delivered_mj) == (StopReason.LOCAL, delivered)
 
 
+def test_what_several_cars_say_at_one_moment_is_as_if_each_had_said_it_alone() -> None:
+    together, alone = Rig(), Rig()
+    said: list[ev.CarEvent] = []
+    for number in range(3):
+        session, same = (rig.charge(a_charge(f"car-{number}", energy_j=3_600_000)) for rig in (together, alone))
+        assert session.session_id == same.session_id
+        said += [
+            ev.Confirmed(session.session_id, session.last_offer),
+            ev.Reading(session.session_id, 10_000 + number, 3_600_000_000 if number == 1 else 1_000),
+        ]
+    said += [ev.Full(said[0].session_id), ev.Reading(said[0].session_id, 9_000, 2_000)]
+    together.do(together.station.heard(said, together.now))
+    for one in said:
+        alone.do(alone.station.heard([one], alone.now))
+    # In between, sharing anew for each may count the load's sequence on more often.
+    assert replace(together.station.load(), sequence=0) == replace(alone.station.load(), sequence=0)
+    assert list(together.station.sessions(include_ended=True)) == list(alone.station.sessions(include_ended=True))
+    assert [session.session_id for session in together.station.sessions()] == [said[4].session_id]
+
+
 def test_an_unknown_session_is_not_found() -> None:
     rig = Rig()
     with pytest.raises(NotFound):
