@@ -82,7 +82,8 @@ class Batch:
             self._flights[index] = flight
 
     def _tell(self, index: int, came: Charged) -> None:
-        outcome = self._known.outcomes.add(index=index)
+        outcome = self._known.outcomes.add()
+        outcome.index = index
         response = outcome.response
         response.CopyFrom(came.response)
         if response.HasField("load"):

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import tracing
@@ -255,7 +254,7 @@ class _Stream:
         request, now = charging_pb2.StreamChargesRequest(number=self._count), seconds()
         add = request.batch.items.add
         for item in items:
-            add(request=item.request, timeout=_timeout(item.until - now), traceparent=item.traceparent)
+            _fill(add(), item, now)
         self._unsent.append(request)
         self._news.set()
         return self._count
@@ -388,9 +387,13 @@ class _Call:
             self._end = self._loop.call_at(self._next_end(), self._expire)
 
 
-def _timeout(left_s: float) -> Duration:
-    ms = max(1, int(left_s * 1000))
-    return Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+def _fill(message: charging_pb2.ChargeBatchItem, item: Item, now: float) -> None:
+    # In place: a message that is made or added with others as arguments takes them in by writing and reading them.
+    message.request.CopyFrom(item.request)
+    ms, timeout = max(1, int((item.until - now) * 1000)), message.timeout
+    timeout.seconds, timeout.nanos = ms // 1000, ms % 1000 * 1_000_000
+    if item.traceparent:
+        message.traceparent = item.traceparent
 
 
 def _read(outcome: charging_pb2.ChargeBatchOutcome, loads: dict[str, load_pb2.LoadReport]) -> Outcome:
