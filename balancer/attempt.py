@@ -232,13 +232,13 @@ class Attempt:
         return None
 
     def _event(self, outcome: Outcome) -> Event:
+        if isinstance(outcome, Replied) and not outcome.duplicate_of:  # as nearly always
+            return Event.REPLIED
         match outcome:
             case Refused(error):
                 if not error.definite or error.reason in _IN_DOUBT:
                     return Event.LOST
                 return Event.REJECTED if error.reason in _FINAL else Event.REFUSED
-            case Replied(duplicate_of=""):  # as nearly always
-                return Event.REPLIED
             case Replied(duplicate_of=survivor) | Found(duplicate_of=survivor) if substation_of(survivor) is not None:
                 return Event.SUPERSEDED
             case Found(attempt_id=attempt_id, reply=reply):

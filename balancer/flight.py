@@ -60,7 +60,7 @@ class Flight:
         self._until_s = until_s
         self._done = done
         self._context = context
-        self._decision = Decision(attempt.key.request_id)
+        self._decision = Decision(attempt.key.request_id, tells=router.tells_placed)
         # While a substation is asked: where, and the span of it.
         self._peer: Peer | None = None
         self._step: Step | None = None

@@ -9,7 +9,7 @@ from collections.abc import Hashable
 import structlog
 
 from balancer.attempt import Answer, Ask, Fail, Lost, Outcome, Refused, Step, Unreached
-from balancer.desk import Desk, Doubt, Fenced, Found
+from balancer.desk import Desk, Doubt, Fenced, Found, Replied
 from balancer.view import LoadView
 from mesh import logs, tracing
 from mesh.clock import seconds
@@ -129,16 +129,27 @@ class EjectionJournal:
             line.info("substation back in", out_s=_to_seconds(now - self._out.pop(address)))
 
 
-class Decision:
-    """What became of one charge: one line when it is known, and the same in its span."""
+def tells_placed() -> bool:
+    """Whether anybody hears of what went well. To be asked once: the logger takes a hundredth of a charge to say it."""
+    return log.is_enabled_for(logging.INFO) or tracing.exporting()
 
-    def __init__(self, request_id: str) -> None:
+
+class Decision:
+    """What became of one charge: one line when it is known, and the same in its span.
+
+    Not `tells`, as of `tells_placed`: only what did not go well.
+    """
+
+    def __init__(self, request_id: str, *, tells: bool) -> None:
         self._request_id = request_id
+        self._tells = tells
         # Who was asked and did not take it, and why.
         self._not_at: tuple[str, ...] = ()
 
     def tried(self, step: Step, outcome: Outcome) -> None:
         """Notes a substation that was asked, where it is not the answer."""
+        if isinstance(outcome, Replied):  # as nearly always
+            return
         match step, outcome:
             case Ask(), Refused(error):
                 why = error.reason.name
@@ -154,12 +165,10 @@ class Decision:
         not_at = {"not_at": self._not_at} if self._not_at else {}
         if isinstance(step, Fail):
             logs.refused(self._request_id, step.error, **not_at)
-        else:
+        elif self._tells:
             self._answered(step, not_at)
 
     def _answered(self, answer: Answer, not_at: dict[str, tuple[str, ...]]) -> None:
-        if not (log.is_enabled_for(logging.INFO) or tracing.exporting()):
-            return
         placement, session_id = answer.placement, answer.reply.response.session.session_id
         why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
         if not answer.repeated:

@@ -21,7 +21,7 @@ from balancer.admissions import Duplicate
 from balancer.attempt import Answer, Ask, Attempt, Late, Outcome, Step
 from balancer.desk import Desk, Doubt, Fenced, Found, Settled
 from balancer.flight import Done, Flight
-from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled
+from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled, tells_placed
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
@@ -65,6 +65,7 @@ class Router:
         self._flights: dict[Key, Flight] = {}
         self._settling: dict[Doubt, _Open] = {}
         self._ending: set[str] = set()
+        self.tells_placed = tells_placed()
         self._ejections = EjectionJournal(desk)
         self._background: set[asyncio.Task[None]] = set()
 
