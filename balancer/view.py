@@ -116,8 +116,10 @@ class Known:
     load: Load | None = None
     received_ms: int | None = None
     reserved_w: int = 0
-    # The curves of the reservations; the second lacks those of which it was not asked yet, as few picks ask.
-    reserved_evenly_mj: Curve = FLAT
+    # The curves of the reservations; the first has still in it those that left since it was asked of, as most often all
+    # leave before it is asked again, and the second lacks those of which it was not asked yet, as few picks ask.
+    _reserved_evenly_mj: Curve = FLAT
+    _left_mj: list[Curve] = field(default_factory=list)
     _reserved_at_latest_mj: Curve = FLAT
     _uncounted: dict[Key, Need] = field(default_factory=dict)
     reservations: dict[Key, Reservation] = field(default_factory=dict)
@@ -146,7 +148,13 @@ class Known:
         for need in self._uncounted.values():
             self._reserved_at_latest_mj = added(self._reserved_at_latest_mj, need.at_latest_mj())
         self._uncounted.clear()
-        return Outlook(self.reserved_evenly_mj, self._reserved_at_latest_mj)
+        return Outlook(self._reserved_evenly(), self._reserved_at_latest_mj)
+
+    def _reserved_evenly(self) -> Curve:
+        for left_mj in self._left_mj:
+            self._reserved_evenly_mj = less(self._reserved_evenly_mj, left_mj)
+        self._left_mj.clear()
+        return self._reserved_evenly_mj
 
     def reserve(self, reservation: Reservation) -> None:
         """One more. To be followed by `add_up`."""
@@ -154,7 +162,7 @@ class Known:
         self.reserved_w += reservation.demand_w
         if reservation.need is not None:
             reservation.evenly_mj = reservation.need.evenly_mj()
-            self.reserved_evenly_mj = added(self.reserved_evenly_mj, reservation.evenly_mj)
+            self._reserved_evenly_mj = added(self._reserved_evenly_mj, reservation.evenly_mj)
             self._uncounted[reservation.key] = reservation.need
 
     def release(self, reservation: Reservation) -> None:
@@ -164,12 +172,13 @@ class Known:
         if not self.reservations:
             self._forget_curves()
         elif reservation.need is not None:
-            self.reserved_evenly_mj = less(self.reserved_evenly_mj, reservation.evenly_mj)
+            self._left_mj.append(reservation.evenly_mj)
             if self._uncounted.pop(reservation.key, None) is None:
                 self._reserved_at_latest_mj = less(self._reserved_at_latest_mj, reservation.need.at_latest_mj())
 
     def _forget_curves(self) -> None:
-        self.reserved_evenly_mj = self._reserved_at_latest_mj = FLAT
+        self._reserved_evenly_mj = self._reserved_at_latest_mj = FLAT
+        self._left_mj.clear()
         self._uncounted.clear()
 
     def lost_mj(self, need: Need) -> float:
@@ -207,7 +216,7 @@ class Known:
 
     def promise(self) -> Curve:
         """All that is promised, charged evenly; of a report that does not tell, as `time_scale` says, nothing."""
-        ahead, reserved_mj = self.load and self.load.ahead, self.reserved_evenly_mj
+        ahead, reserved_mj = self.load and self.load.ahead, self._reserved_evenly()
         if ahead is None:
             self.evenly_mj = reserved_mj
         else:
@@ -391,9 +400,11 @@ class LoadView:
 
     def admitted(self, address: str, epoch: int, shown: Iterable[tuple[Key, int]]) -> None:
         """The admissions stream shows these keys, each at its sequence."""
-        known = self._by_address[address]
+        reservations = self._by_address[address].reservations
+        if not reservations:
+            return  # all that is shown has been answered, or was placed by others
         for key, sequence in shown:
-            reservation = known.reservations.get(key)
+            reservation = reservations.get(key)
             if reservation is not None and reservation.admission_sequence is None:
                 reservation.epoch, reservation.admission_sequence = epoch, sequence
 
