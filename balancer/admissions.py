@@ -112,7 +112,7 @@ class AdmissionIndex:
             if whole and entry.key not in chunks and (entry.epoch, entry.sequence) <= (epoch, sequence):
                 self._remove(entry)
         for entry in chunks.values():
-            self._put(entry)
+            self._put(entry, known)
         return list(chunks)
 
     def change(self, substation_id: str, epoch: int, sequence: int, entries: Iterable[Entry]) -> list[Entry]:
@@ -121,13 +121,17 @@ class AdmissionIndex:
         if known.position is None or epoch != known.position[0]:
             return []
         known.position = max(known.position, (epoch, sequence))
-        return [entry for entry in entries if self._put(entry)]
+        return [entry for entry in entries if self._put(entry, known)]
 
     def replied(self, entry: Entry) -> None:
         """An own reply shows this session. What the stream said of it stays, unless it has ended since."""
-        known = self._at(entry.substation_id).entries.get(entry.key)
-        if known is None or known.session_id != entry.session_id or (known.live and not entry.live):
-            self._put(entry)
+        if self.is_news(entry.substation_id, entry.key, entry.session_id, live=entry.live):
+            self._put(entry, self._at(entry.substation_id))
+
+    def is_news(self, substation_id: str, key: Key, session_id: str, *, live: bool) -> bool:
+        """Whether an own reply that shows this session tells something. The stream is mostly faster."""
+        known = self._at(substation_id).entries.get(key)
+        return known is None or known.session_id != session_id or (known.live and not live)
 
     def holds(self, substation_id: str, key: Key) -> bool:
         """Whether that substation has a session of this key, live or remembered."""
@@ -172,18 +176,19 @@ class AdmissionIndex:
             known = self._substations[substation_id] = _Substation()
         return known
 
-    def _put(self, entry: Entry) -> bool:
-        entries = self._at(entry.substation_id).entries
-        before = entries.get(entry.key)
+    def _put(self, entry: Entry, at: _Substation) -> bool:
+        """Whether it is news. `at`: its substation."""
+        key, entries = entry.key, at.entries
+        before = entries.get(key)
         if before is not None and not before.noted and (before.epoch, before.sequence) > (entry.epoch, entry.sequence):
             return False
-        entries[entry.key] = entry
-        known = self._by_key.get(entry.key)
+        entries[key] = entry
+        known = self._by_key.get(key)
         if known is None or (len(known) == 1 and known[0] is before):  # as nearly always
-            self._by_key[entry.key] = (entry,)
+            self._by_key[key] = (entry,)
         else:
             others = [e for e in known if e.substation_id != entry.substation_id]
-            self._by_key[entry.key] = (*others, entry)
+            self._by_key[key] = (*others, entry)
         return True
 
     def _remove(self, entry: Entry) -> None:

@@ -165,6 +165,8 @@ class Desk:
         epoch, sequence = position
         self.view.admitted(address, epoch, shown)
         self.view.caught_up(address, epoch, sequence, now)
+        if not self.doubts:  # as nearly always
+            return []
         doubts = [d for key, _ in shown if (d := self.doubts.get(key)) and d.substation_id == substation_id]
         return [self.settle(doubt, self._found(doubt), now) for doubt in doubts]
 
@@ -188,7 +190,11 @@ class Desk:
         return Settled(doubt, outcome)
 
     def _note(self, key: Key, shown: Replied | Found, load: Load) -> None:
-        substation_id = substation_of(shown.session_id) or load.substation_id
+        substation_id = load.substation_id
+        if not shown.session_id.startswith(f"{substation_id}."):
+            substation_id = substation_of(shown.session_id) or substation_id
+        if not self.index.is_news(substation_id, key, shown.session_id, live=shown.ended_at_ms is None):
+            return
         # Of the reasons only this one matters here.
         reason = StopReason.DUPLICATE if shown.duplicate_of else StopReason.UNSPECIFIED
         # In order: names take as long as the rest of it.

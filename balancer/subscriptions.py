@@ -235,8 +235,6 @@ class Subscription:
     def _admission(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> None:
         epoch, sequence, now = response.position.epoch, response.position.sequence, self._clock.now_ms()
         entries = self._entries(substation_id, response)
-        if any(entry.substation_id != substation_id for entry in entries):
-            raise Moved
         address = self._peer.address
         match response.phase:
             case reports_pb2.ADMISSION_PHASE_SNAPSHOT:
@@ -250,13 +248,18 @@ class Subscription:
                 self._on_change()
 
     def _entries(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> list[Entry]:
-        """Those that can be read."""
+        """Those that can be read. Moved where one is of another substation."""
         entries, skipped = [], []
+        epoch = response.position.epoch
         for admission in response.admissions:
             try:
-                entries.append(wire.entry_of(admission, response.position.epoch))
+                entry = wire.entry_of(admission, epoch)
             except wire.Malformed as malformed:
                 skipped.append(str(malformed))
+                continue
+            if entry.substation_id != substation_id:
+                raise Moved
+            entries.append(entry)
         if skipped:
             self._whole = False
             address = self._peer.address

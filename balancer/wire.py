@@ -150,20 +150,18 @@ def substation_message(known: Known, state: ReportState, ejected: bool, now: int
 
 def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
     """One admission of that epoch. Malformed when its session id names no substation."""
-    substation_id = substation_of(admission.session_id)
+    session_id = admission.session_id
+    substation_id = substation_of(session_id)
     if substation_id is None:
-        raise Malformed(f"admission with session_id {admission.session_id[:80]!r}")
+        raise Malformed(f"admission with session_id {session_id[:80]!r}")
+    key = Key(admission.owner, admission.request_id)
+    # In order: names take as long as the rest of it.
+    if not admission.HasField("ended_at"):
+        return Entry(key, session_id, substation_id, admission.attempt_id, epoch, admission.sequence)
     return Entry(
-        key=Key(admission.owner, admission.request_id),
-        session_id=admission.session_id,
-        substation_id=substation_id,
-        attempt_id=admission.attempt_id,
-        epoch=epoch,
-        sequence=admission.sequence,
-        ended_at_ms=_millis(admission.ended_at) if admission.HasField("ended_at") else None,
-        stop_reason=_STOP_REASONS[admission.stop_reason],
-        duplicate_of=admission.duplicate_of,
-    )
+        key, session_id, substation_id, admission.attempt_id, epoch, admission.sequence,
+        _millis(admission.ended_at), _STOP_REASONS[admission.stop_reason], admission.duplicate_of,
+    )  # fmt: skip
 
 
 def ended_at_ms(session: charging_pb2.Session) -> int | None:
