@@ -8,7 +8,9 @@ import resource
 import socket
 from collections.abc import Iterator
 from http import HTTPStatus
+from urllib.parse import unquote
 
+import httptools
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -33,6 +35,8 @@ _MAX_CONNECTIONS = 10_000
 _OTHER_DESCRIPTORS = 64
 # What the kernel holds of what was written and not sent: events that wait there are old when they come.
 _UNSENT_BYTES = 16 * 1024
+# Said by a reply after which the connection ends.
+_CLOSE = (b"connection", b"close")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -99,9 +103,21 @@ class _Protocol(HttpToolsProtocol):
     # When the last reply ended; None while a request comes or is served. One timer for many replies.
     _idle_since: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
+    # What the last request asked for, and its path, decoded and not, and query: most ask for the same again.
+    _last_url = b""
+    _target = "", b"", b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        # Of each request's scope: what is the same for all of this connection.
+        self._usual: dict[str, object] = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+        }
         if len(self.connections) > self._most:
             self._refuse(problems.problem(503, "OVERLOADED", f"{self._most} connections are open"))
         else:
@@ -128,16 +144,36 @@ class _Protocol(HttpToolsProtocol):
             self._time_head()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         if not self._in_head:
             self._in_head, self._head = True, 0
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
         self._connection: dict[object, object] = {"transport": self.transport, "body": None}
-        self.scope["extensions"] = {CONNECTION: self._connection}
+        scope = {**self._usual, "headers": self.headers, "extensions": {CONNECTION: self._connection}}
+        self.scope = scope  # type: ignore[assignment]  # the rest comes with the head
 
     def on_headers_complete(self) -> None:
+        """As uvicorn's, less what only other applications need: upgrades, a root path, a bound on what is served."""
         self._end_head()
-        super().on_headers_complete()
-        self.cycle.__class__ = _Cycle  # uvicorn cannot be told to make one
+        scope, version = self.scope, self.parser.get_http_version()
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        self._read_url()
+        scope["path"], scope["raw_path"], scope["query_string"] = self._target
+        before = self.cycle
+        self.cycle = _Cycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _read_url(self) -> None:
+        if self.url != self._last_url:
+            url = httptools.parse_url(self.url)
+            self._target = unquote(url.path.decode("ascii")), url.path, url.query or b""
+            self._last_url = self.url
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -197,6 +233,26 @@ class _Protocol(HttpToolsProtocol):
 class _Cycle(RequestResponseCycle):
     """One request and its reply, which may be sent whole: one write is one segment, and one call of the system."""
 
+    # As uvicorn sets them for each.
+    disconnected = False
+    more_body = True
+    response_started = response_complete = False
+    chunked_encoding = None
+    expected_content_length = 0
+    access_log = False
+
+    def __init__(self, protocol: _Protocol, *, keep_alive: bool) -> None:
+        self.scope = protocol.scope
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.logger = protocol.logger
+        self.default_headers = protocol.server_state.default_headers
+        self.message_event = asyncio.Event()
+        self.on_response = protocol.on_response_complete
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = bytearray()
+
     async def send(self, message: Message) -> None:  # type: ignore[override]  # uvicorn lists its messages
         if message["type"] != WHOLE:
             await super().send(message)  # type: ignore[arg-type]
@@ -215,11 +271,12 @@ class _Cycle(RequestResponseCycle):
 
     def _encode(self, message: Message) -> bytes:
         headers = [*self.default_headers, *message["headers"]]
-        others = [each for each in headers if each[0] != b"connection"]
-        self.keep_alive = self.keep_alive and len(others) == len(headers)
+        if _CLOSE in headers:
+            headers.remove(_CLOSE)
+            self.keep_alive = False
         if not self.keep_alive:
-            headers = [*others, (b"connection", b"close")]
-        head = b"\r\n".join([b"%b: %b" % each for each in headers])
+            headers.append(_CLOSE)
+        head = b"\r\n".join(map(b": ".join, headers))
         if head.count(b"\n") != len(headers) - 1 or head.count(b"\r") != len(headers) - 1:
             raise ValueError("a header would be more than one")
         body = b"" if self.scope["method"] == "HEAD" else message["body"]
