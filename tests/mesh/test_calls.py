@@ -42,6 +42,8 @@ class Servicer(FakeBalancer):
         # Until when the first charge holds up all others.
         self.stall_until = 0.0
         self.sent = 0
+        # Between two news of a session.
+        self.pause_s = 0.001
 
     async def Charge(self, request: Message, context: Context) -> charging_pb2.ChargeResponse:
         self.charged += 1
@@ -59,7 +61,7 @@ class Servicer(FakeBalancer):
             while True:
                 yield news
                 self.sent += 1
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(self.pause_s)
         finally:
             self.left.set()
 
@@ -151,6 +153,20 @@ async def test_a_reader_that_stops_is_dropped_with_a_reason_while_others_go_on()
         other.cancel()
         error = await refusal(_read_to_the_end(stopped))
         assert error.reason is ErrorReason.READER_TOO_SLOW
+
+
+@pytest.mark.parametrize("pause_s", [0.001, 1.5 * PATIENCE_S])
+async def test_a_reader_that_reads_is_not_dropped_however_long_it_lasts_or_is_quiet(pause_s: float) -> None:
+    servicer = Servicer()
+    servicer.pause_s = pause_s
+    async with asyncio.timeout(30), served(servicer) as client:
+        watched = client.charging.WatchSession(charging_pb2.WatchSessionRequest(session_id="x"))
+        until = seconds() + 4 * PATIENCE_S
+        while seconds() < until:
+            assert await watched.read() is not grpc.aio.EOF
+        assert servicer.sent > 1
+        assert not servicer.left.is_set()
+        watched.cancel()
 
 
 async def _read_to_the_end(call: Message) -> None:
