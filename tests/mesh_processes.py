@@ -74,16 +74,21 @@ async def eventually(condition: Callable[[], Awaitable[T]], bound_s: float, what
     return result
 
 
-def free_port() -> int:
-    """A port that nobody listens on now. Whoever starts on it may still lose a race for it."""
+def free_port(*beside: int) -> int:
+    """A port that nobody listens on now, nor on those so far above it. Whoever starts there may still lose a race."""
     while True:
         port = _rng.randrange(*PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
+        if all(_is_free(port + each) for each in (0, *beside)):
             return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
 
 class EndedEarly(AssertionError):

@@ -28,7 +28,8 @@ class Run:
             "MESH_GATEWAY_PORT": str(self.port),
             "MESH_BALANCER_PORT": str(free_port()),
             "MESH_SUBSTATION_PORT": str(free_port()),
-            "MESH_METRICS_PORT": str(free_port()),
+            # The gateway's, and from there the balancer's and the substation's.
+            "MESH_METRICS_PORT": str(free_port(1, 10)),
         }
         self._log = folder / "terminal.log"
         self.process = self._start()
