@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ CHANNEL_OPTIONS = (
 )
 
 _rng = Random()
+# Those given last: their parts may not have started yet.
+_given: deque[int] = deque(maxlen=200)
 
 
 def wait_for(condition: Callable[[], T], bound_s: float, what: str = "") -> T:
@@ -78,11 +81,15 @@ def free_port(*beside: int) -> int:
     """A port that nobody listens on now, nor on those so far above it. Whoever starts there may still lose a race."""
     while True:
         port = _rng.randrange(*PORTS)
-        if all(_is_free(port + each) for each in (0, *beside)):
+        ports = [port, *(port + each for each in beside)]
+        if all(map(_is_free, ports)):
+            _given.extend(ports)
             return port
 
 
 def _is_free(port: int) -> bool:
+    if port in _given:
+        return False
     with socket.socket() as probe:
         try:
             probe.bind((LOOPBACK, port))
