@@ -154,8 +154,8 @@ class Calls:
 class _Patience:
     """Of this task with what is written: a block that takes longer is Refused with READER_TOO_SLOW.
 
-    One timer, which looks at its end whether a block has begun since: a timeout for each message would cost as much
-    as a fifth of the message.
+    One timer, which looks at its end whether a block has begun since: nearly always a timeout for each message would be
+    set up and taken down for nothing.
     """
 
     def __init__(self, patience_s: float) -> None:

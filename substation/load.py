@@ -111,7 +111,7 @@ def part(session: Session) -> Part:
     max_w = charge.max_w
     active = (
         max_w,
-        max_w if charge.departure_ms is None or charge.energy_j is None else 0,
+        0 if planned(session) else max_w,
         charge.floor_w,
         session.granted_w,
         max_w if session.draws_at_most_w is None else session.wanted_w,

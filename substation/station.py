@@ -31,7 +31,6 @@ from substation.events import (
     Metered,
     Offered,
     Opened,
-    Reading,
     Repeated,
 )
 from substation.keys import REMEMBER_MS, Keys
@@ -230,24 +229,12 @@ class Station:
     # --- what the cars say ---------------------------------------------------------------------------
 
     def heard(self, said: Iterable[CarEvent], now: int) -> list[Event]:
-        """All of it, in order: time passes once, and what it led to is told at once."""
+        """All of it, in order: time passes once, and what it led to is told at once. A register never goes back."""
         self._pass_to(now)
         for event in said:
             if session := self._live.get(event.session_id):
                 self._hear(event, session)
         return self._take()
-
-    def confirmed(self, session_id: str, number: int, now: int) -> list[Event]:
-        """The car acts on this offer: what it was offered before is free."""
-        return self.heard([Confirmed(session_id, number)], now)
-
-    def measured(self, session_id: str, power_w: int, register_mj: int, now: int) -> list[Event]:
-        """A meter reading: power drawn and energy since plug-in. The register never goes back."""
-        return self.heard([Reading(session_id, power_w, register_mj)], now)
-
-    def full(self, session_id: str, now: int) -> list[Event]:
-        """The car wants no more."""
-        return self.heard([Full(session_id)], now)
 
     def _hear(self, event: CarEvent, session: Session) -> None:
         if isinstance(event, Full):

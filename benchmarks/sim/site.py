@@ -9,7 +9,7 @@ from mesh.charge import Charge, Key
 from mesh.model import StopReason
 from substation import events as ev
 from substation import records
-from substation.events import Confirmed, Full, Reading
+from substation.events import Full
 from substation.keys import REMEMBER_MS
 from substation.sessions import Session
 from substation.sharing import SharingPolicy
@@ -201,15 +201,7 @@ class Site:
 
     def _tell(self, said: list[CarEvent]) -> None:
         """What cars say reaches the station at once."""
-        station = self.up()
-        for event in said:
-            match event:
-                case Confirmed(name, number):
-                    self._take(station.confirmed(name, number, self.loop.now))
-                case Reading(name, power_w, register_mj):
-                    self._take(station.measured(name, power_w, register_mj, self.loop.now))
-                case Full(name):
-                    self._take(station.full(name, self.loop.now))
+        self._take(self.up().heard(said, self.loop.now))
 
 
 def _written(station: Station) -> list[Session]:

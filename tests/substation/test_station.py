@@ -7,6 +7,7 @@ from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, Sess
 from mesh.outlook import NOTHING, Need, Outlook
 from substation import events as ev
 from substation import wire
+from substation.events import Confirmed, Full, Reading
 from substation.keys import REMEMBER_MS
 from substation.limits import Limit
 from substation.load import Report
@@ -220,7 +221,7 @@ def test_a_car_that_charges_until_full_ends_when_it_says_so() -> None:
     session = rig.charge(a_charge(energy_j=None))
     rig.run(20)
     assert session.stop_reason is StopReason.SOC_LIMIT_REACHED
-    assert rig.station.full(session.session_id, rig.now) == []
+    assert rig.station.heard([Full(session.session_id)], rig.now) == []
 
 
 def test_a_stop_frees_the_power_at_once_and_a_second_one_changes_nothing() -> None:
@@ -242,10 +243,10 @@ def test_what_several_cars_say_at_one_moment_is_as_if_each_had_said_it_alone() -
         session, same = (rig.charge(a_charge(f"car-{number}", energy_j=3_600_000)) for rig in (together, alone))
         assert session.session_id == same.session_id
         said += [
-            ev.Confirmed(session.session_id, session.last_offer),
-            ev.Reading(session.session_id, 10_000 + number, 3_600_000_000 if number == 1 else 1_000),
+            Confirmed(session.session_id, session.last_offer),
+            Reading(session.session_id, 10_000 + number, 3_600_000_000 if number == 1 else 1_000),
         ]
-    said += [ev.Full(said[0].session_id), ev.Reading(said[0].session_id, 9_000, 2_000)]
+    said += [Full(said[0].session_id), Reading(said[0].session_id, 9_000, 2_000)]
     together.do(together.station.heard(said, together.now))
     for one in said:
         alone.do(alone.station.heard([one], alone.now))
@@ -259,9 +260,9 @@ def test_an_unknown_session_is_not_found() -> None:
     rig = Rig()
     with pytest.raises(NotFound):
         rig.station.stop("a.nobody", StopReason.REMOTE, rig.now)
-    assert rig.station.confirmed("a.nobody", 1, rig.now) == []
-    assert rig.station.measured("a.nobody", 1, 1, rig.now) == []
-    assert rig.station.full("a.nobody", rig.now) == []
+    assert rig.station.heard([Confirmed("a.nobody", 1)], rig.now) == []
+    assert rig.station.heard([Reading("a.nobody", 1, 1)], rig.now) == []
+    assert rig.station.heard([Full("a.nobody")], rig.now) == []
 
 
 def test_what_ended_is_remembered_for_24_hours() -> None:
@@ -354,12 +355,12 @@ def test_what_a_car_leaves_undrawn_goes_to_others_until_it_reaches_for_it() -> N
     rig.deaf = {lazy.session_id}
     rig.cars.open(lazy.session_id)
     rig.run(6)
-    rig.do(rig.station.measured(lazy.session_id, 5_000, 0, rig.now))
+    rig.do(rig.station.heard([Reading(lazy.session_id, 5_000, 0)], rig.now))
     rig.run(61)
     assert (lazy.granted_w, lazy.limit_reason) == (6_200, LimitReason.UNDRAWN)
     rig.run(6)
     assert eager.granted_w == 20_000 - 6_200
-    rig.do(rig.station.measured(lazy.session_id, 6_100, 0, rig.now))
+    rig.do(rig.station.heard([Reading(lazy.session_id, 6_100, 0)], rig.now))
     assert lazy.draws_at_most_w is None
 
 
@@ -368,10 +369,10 @@ def test_a_car_that_draws_nothing_of_its_grant_is_suspended_by_itself_until_it_d
     session = rig.charge(a_charge())
     rig.cars.open(session.session_id)
     rig.run(61)
-    rig.do(rig.station.measured(session.session_id, 0, 0, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 0, 0)], rig.now))
     rig.run(61)
     assert (session.state, session.granted_w) == (SessionState.SUSPENDED_EV, 4_140)
-    rig.do(rig.station.measured(session.session_id, 4_100, 0, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 4_100, 0)], rig.now))
     assert (session.state, session.granted_w) == (SessionState.CHARGING, 11_000)
 
 
@@ -383,7 +384,7 @@ def test_a_disobedient_car_is_disconnected() -> None:
     rig.cars.open(session.session_id)
     rig.set_limit(Limit(SO, 5_000, rig.now))
     for _ in range(9):
-        rig.do(rig.station.measured(session.session_id, 10_900, 0, rig.now))
+        rig.do(rig.station.heard([Reading(session.session_id, 10_900, 0)], rig.now))
         rig.run(1)
     assert session.live
     rig.run(2)
@@ -408,7 +409,7 @@ def test_a_disobedient_car_is_found_although_its_grant_is_lowered_again_and_agai
     session = rig.charge(a_charge(energy_j=10**10))
     rig.run(10)
     rig.cars.open(session.session_id)
-    rig.do(rig.station.measured(session.session_id, 10_900, 0, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 10_900, 0)], rig.now))
     for n in range(10):
         rig.set_limit(Limit(SO, 9_000 - 100 * n, rig.now))
         rig.run(1.1)
@@ -419,7 +420,7 @@ def test_after_a_restart_a_car_that_draws_too_much_is_still_judged() -> None:
     rig = Rig()
     session = rig.charge(a_charge(energy_j=10**10))
     rig.run(10)
-    rig.do(rig.station.measured(session.session_id, 20_000, 0, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 20_000, 0)], rig.now))
     rig.cars.open(session.session_id)
     again = restart(rig)
     again.run(11)
@@ -433,8 +434,8 @@ def test_a_little_more_than_granted_is_left_free_by_the_others() -> None:
     rig.run(10)
     for _ in range(4):
         for session in sessions:
-            rig.do(rig.station.confirmed(session.session_id, session.last_offer, rig.now))
-            rig.do(rig.station.measured(session.session_id, session.granted_w * 104 // 100, 0, rig.now))
+            rig.do(rig.station.heard([Confirmed(session.session_id, session.last_offer)], rig.now))
+            rig.do(rig.station.heard([Reading(session.session_id, session.granted_w * 104 // 100, 0)], rig.now))
     assert 95_000 < rig.committed_w() <= 100_000
 
 
@@ -454,8 +455,8 @@ def test_a_reading_that_comes_after_the_contactor_opened_makes_no_power() -> Non
     rig = Rig()
     session = rig.charge(a_charge(departure_ms=NOW + HOUR * 1000))
     rig.run(10)
-    rig.do(rig.station.measured(session.session_id, 9_000, 36_000_000_000, rig.now))
-    rig.do(rig.station.measured(session.session_id, 9_000, 36_000_000_000, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 9_000, 36_000_000_000)], rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 9_000, 36_000_000_000)], rig.now))
     assert (session.state, session.measured_w, rig.committed_w()) == (SessionState.EV_CONNECTED, 0, 0)
 
 
@@ -478,7 +479,7 @@ def test_a_car_that_draws_more_than_granted_without_any_cut_is_disconnected_too(
     rig = Rig()
     session = rig.charge(a_charge(energy_j=10**9))
     rig.run(10)
-    rig.do(rig.station.measured(session.session_id, 14_000, 0, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 14_000, 0)], rig.now))
     rig.cars.open(session.session_id)
     rig.run(11)
     assert session.stop_reason is StopReason.OVERCURRENT_FAULT
@@ -489,7 +490,7 @@ def test_time_over_the_limit_is_counted_outside_the_obedience_time() -> None:
     session = rig.charge(a_charge(energy_j=10**9))
     rig.run(10)
     rig.cars.open(session.session_id)
-    rig.do(rig.station.measured(session.session_id, 11_400, 0, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 11_400, 0)], rig.now))
     rig.run(3)
     assert rig.station.load().over_limit_ms == 3_000
 
@@ -497,12 +498,12 @@ def test_time_over_the_limit_is_counted_outside_the_obedience_time() -> None:
 def test_a_reading_that_completes_the_energy_ends_the_session_at_once() -> None:
     rig = Rig()
     session = rig.charge(a_charge())
-    rig.do(rig.station.measured(session.session_id, 9_000, 36_000_000_000, rig.now))
+    rig.do(rig.station.heard([Reading(session.session_id, 9_000, 36_000_000_000)], rig.now))
     assert session.stop_reason is StopReason.ENERGY_LIMIT_REACHED
     plugged = rig.charge(a_charge("2", departure_ms=NOW + HOUR * 1000))
-    rig.do(rig.station.measured(plugged.session_id, 9_000, 36_000_000_000, rig.now))
+    rig.do(rig.station.heard([Reading(plugged.session_id, 9_000, 36_000_000_000)], rig.now))
     assert plugged.state is SessionState.EV_CONNECTED
-    rig.do(rig.station.measured(plugged.session_id, 0, 36_000_000_000, rig.now))
+    rig.do(rig.station.heard([Reading(plugged.session_id, 0, 36_000_000_000)], rig.now))
 
 
 # --- reports
