@@ -8,8 +8,8 @@ Behind a balancer one substation may stand still while others do not: none holds
 time in which half of a batch usually is answered.
 
 Where callers ask again once they are answered, most of the next batch is on its way when the last has its answer. So
-it may linger: it leaves when as many have come as were answered or waited then, or after a fifth of the usual time.
-Without that two halves of the callers take turns, in twice as many batches of half the size.
+it may linger: it leaves when as many have come as were answered or waited then, or after a tenth of the usual time,
+once what has come until then is read. Without that parts of the callers take turns, in more and smaller batches.
 
 Each charge keeps its own deadline, status, trace and caller. Times are seconds of the monotonic clock.
 """
@@ -45,8 +45,11 @@ MOST_UNANSWERED = 1
 _PATIENCE = 2.0
 _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.002, 0.25
 # Of the usual time, how long the next batch may wait for what the answer brings; and the bound of that.
-LINGER = 0.2
+LINGER = 0.1
 _LONGEST_LINGER_S = 0.01
+# Then the event loop, which may have been busy with the answers for all of that time, turns so often before it leaves:
+# what is in the sockets is read in one turn, and becomes a charge in the next.
+_LAST_LOOKS = 4
 # How much the latest call counts for in what is usual.
 _WEIGHT = 1 / 8
 # In one batch. Larger ones take a server's event loop for long, and hold no more together.
@@ -125,7 +128,7 @@ class Coalescer:
         self._usual_s = 0.0
         # While it lingers: until so many have gathered, or until then.
         self._expected = 0
-        self._until: asyncio.TimerHandle | None = None
+        self._until: asyncio.Handle | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._stream: _Stream | None = None
 
@@ -203,11 +206,14 @@ class Coalescer:
         if self._linger and answered and expected > 1:
             self._expected = expected
             linger_s = min(self._linger * self._usual_s, _LONGEST_LINGER_S)
-            self._until = self._loop.call_later(linger_s, self._lingered)
+            self._until = self._loop.call_later(linger_s, self._lingered, _LAST_LOOKS)
         elif self._gathered:
             self._leave_soon()
 
-    def _lingered(self) -> None:
+    def _lingered(self, looks: int) -> None:
+        if looks:
+            self._until = self._loop.call_soon(self._lingered, looks - 1)
+            return
         self._expected = 0
         if self._gathered:
             self._leave_soon()

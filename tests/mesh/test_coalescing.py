@@ -1,6 +1,7 @@
 """Charges for one destination: alone at once, together when it is busy, each with its own fate."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -130,6 +131,8 @@ class Client:
         self.coalescer = coalescer
         self.heard: dict[str, Outcome] = {}
         self.items: dict[str, Item] = {}
+        # What is done when one hears.
+        self.told: dict[str, Callable[[], object]] = {}
 
     def send(self, *names: str, within_s: float = 30.0) -> None:
         for name in names:
@@ -140,6 +143,8 @@ class Client:
     def _hear(self, name: str, came: Outcome) -> None:
         assert name not in self.heard, f"{name} heard twice"
         self.heard[name] = came
+        if told := self.told.get(name):
+            told()
 
     def session(self, name: str) -> str:
         return self._charged(name).response.session.session_id
@@ -254,6 +259,28 @@ async def test_who_was_alone_waits_for_nobody_when_it_comes_again(to: Destinatio
         patient.send(name)
         await to.has(name)
         await until(partial(patient.heard.__contains__, name))
+
+
+async def test_what_is_in_a_socket_when_the_wait_is_over_leaves_too(
+    to: Destination, patient: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the event loop had been busy with the answers for all of it.
+    monkeypatch.setattr(coalescing, "_LONGEST_LINGER_S", 0.0)
+    loop, (theirs, ours) = asyncio.get_running_loop(), socket.socketpair()
+    later = loop.call_soon
+    with theirs, ours:
+        patient.send("a", "b")
+        await until(lambda: len(to.arrived) == 1)
+        patient.send("c")
+        # Read in one turn, its handler begins in the next; uvloop, unlike this loop, reads after its timers.
+        loop.add_reader(ours, lambda: later(later, patient.send, ours.recv(1).decode()))
+        patient.told["b"] = partial(theirs.send, b"d")
+        to.go("a")
+        await until(lambda: "a" in patient.heard)
+        to.go("b")
+        await until(lambda: len(to.arrived) > 1)
+        loop.remove_reader(ours)
+    assert to.arrived[1:] == [["c", "d"]]
 
 
 async def test_a_batch_waits_only_for_a_moment_for_those_who_may_come_again(to: Destination, patient: Client) -> None:
