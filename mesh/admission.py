@@ -4,6 +4,10 @@ How long a call will wait follows from what is seen here: the calls in flight be
 that were served lately (Little's law), whatever it is that holds them up, here or at the next hop. Who is refused
 hears at once, while nothing was done for it, and when those before it should have been served.
 
+A pause of the process or the machine is one long time between two, and says nothing of how fast calls are served after
+it. So no time counts for more than a few times the longest before it: a pause is one slow group of replies, however
+long it was, and what is slower from now on shows within a few groups.
+
 Times are seconds of a monotonic clock.
 """
 
@@ -22,6 +26,11 @@ _MOST_WAITING = 0.5
 _A_QUEUE = 16
 # How much the latest call counts for. Replies come in groups, as a ledger commits in groups.
 _WEIGHT = 1 / 64
+# No time between two counts for more than so many times the longest lately, which is at least what a commit may take.
+_MOST_GROWTH = 4
+_A_COMMIT_S = 0.01
+# How much of the longest is left with each call: it outlives a group, in which the others are next to nothing.
+_FADING = 1 - 1 / 1024
 _LEAST_RETRY_S, _MOST_RETRY_S = 0.1, 5.0
 
 
@@ -36,6 +45,8 @@ class Admission:
         self._rng = rng
         # Average time between two served calls while there was a queue; 0 before there ever was one.
         self._gap_s = 0.0
+        # The longest that counted lately.
+        self._longest_s = _A_COMMIT_S
         # When the last one was served; None when there has been no queue since.
         self._served_at: float | None = None
 
@@ -57,9 +68,14 @@ class Admission:
         queued = self.in_flight >= _A_QUEUE
         self.in_flight -= 1
         if served and queued and self._served_at is not None:
-            self._gap_s += (now - self._served_at - self._gap_s) * _WEIGHT
+            self._count(now - self._served_at)
         if served or not queued:
             self._served_at = now if queued else None
+
+    def _count(self, gap_s: float) -> None:
+        counted_s = min(gap_s, _MOST_GROWTH * self._longest_s)
+        self._gap_s += (counted_s - self._gap_s) * _WEIGHT
+        self._longest_s = max(counted_s, self._longest_s * _FADING, _A_COMMIT_S)
 
     @contextmanager
     def admitted(self, left_s: float | None) -> Iterator[None]:
