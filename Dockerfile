@@ -5,6 +5,7 @@ WORKDIR /gridmesh
 COPY requirements.txt .
 RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
     --require-hashes --only-binary :all: --target /gridmesh/packages -r requirements.txt
+COPY pyproject.toml .
 COPY mesh mesh
 COPY generated generated
 COPY substation substation

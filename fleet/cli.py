@@ -11,11 +11,13 @@ import math
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 import click
@@ -26,6 +28,8 @@ from fleet.gateway import Gateway, GatewayError, Unreachable, open_gateway
 from fleet.trace import TraceError
 
 NAME = "gridmesh"
+# Says the version, in the checkout as in the image: it is installed in neither.
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 EXIT_OK, EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 DEFAULT_URL = "http://localhost:8080"
 CONNECTIONS = 64
@@ -42,6 +46,8 @@ Exit codes: 0 it went well; 1 refused, or something is wrong; 2 cannot be done a
 typed or set; 3 the gateway cannot be reached; 130 interrupted.
 The gateway is --url, or else GRIDMESH_URL, or http://localhost:8080.
 Completion by TAB: eval "$(gridmesh completion bash)" in ~/.bashrc (also zsh, fish)."""
+
+_NEGATIVE = re.compile(r"-\.?\d", re.ASCII)
 
 P = ParamSpec("P")
 
@@ -65,7 +71,7 @@ Command = Callable[Concatenate[Asked, P], Awaitable[int | None]]
 
 
 class Number(click.ParamType[float]):
-    """A number from low to high, both included; without bounds any that is finite."""
+    """A number from low to high, both included, or of low or more; without bounds any that is finite."""
 
     name = "number"
 
@@ -79,9 +85,13 @@ class Number(click.ParamType[float]):
             number = math.nan
         if not (self._low <= number <= self._high and math.isfinite(number)):
             words = "a whole number" if self._kind is int else "a number"
-            bounds = f" from {self._low:g} to {self._high:g}" if math.isfinite(self._high) else ", such as 7.5"
-            self.fail(f"{value!r} is not {words}{bounds}", param, ctx)
+            self.fail(f"{value!r} is not {words}{self._bounds()}", param, ctx)
         return number
+
+    def _bounds(self) -> str:
+        if math.isfinite(self._high):
+            return f" from {self._low:g} to {self._high:g}"
+        return f" of {self._low:g} or more" if math.isfinite(self._low) else ", such as 7.5"
 
 
 class Text(click.ParamType[str]):
@@ -143,6 +153,14 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
+class _Command(click.Command):
+    """One to which a negative number is a value, so that it can say what it must be; to click it is an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.ignore_unknown_options = any(_NEGATIVE.match(word) for word in args)
+        return super().parse_args(ctx, args)
+
+
 def command(name: str, *shown: str) -> Callable[[Command[P]], click.Command]:
     """Makes a command of the gateway's client, with the options that all have; `shown` are its examples."""
 
@@ -160,7 +178,7 @@ def command(name: str, *shown: str) -> Callable[[Command[P]], click.Command]:
             show_default=True,
             help="The gateway; also GRIDMESH_URL.",
         )(with_json)
-        return click.command(name, epilog=examples(*shown))(with_url)
+        return click.command(name, cls=_Command, epilog=examples(*shown))(with_url)
 
     return make
 
@@ -230,6 +248,23 @@ def group(name: str, words: str, commands: Sequence[click.Command], epilog: str 
     return _InOrder(name, made, help=words, epilog=epilog, context_settings=settings)
 
 
+def _show_version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    del param
+    if asked:
+        project = tomllib.loads(_PROJECT.read_text("utf-8"))["project"]
+        click.echo(f"{NAME} {project['version']}")
+        ctx.exit()
+
+
+def _root(commands: Sequence[click.Command]) -> click.Group:
+    root = group(NAME, _WORDS, [*commands, completion], _EPILOG)
+    words = "Show the version and exit."
+    root.params.append(
+        click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help=words)
+    )
+    return root
+
+
 def _words(error: click.ClickException) -> str:
     """One line, which also names the commands that there are where it was none of them."""
     words = " ".join(error.format_message().split())
@@ -244,8 +279,7 @@ def main(commands: Sequence[click.Command], argv: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal need not know our bars
             stream.reconfigure(errors="replace")
     try:
-        root = group(NAME, _WORDS, [*commands, completion], _EPILOG)
-        return root.main(list(argv), prog_name=NAME, standalone_mode=False) or EXIT_OK
+        return _root(commands).main(list(argv), prog_name=NAME, standalone_mode=False) or EXIT_OK
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return EXIT_USAGE

@@ -39,7 +39,7 @@ async def substations(asked: Asked) -> None:
 
 @command("set", "gridmesh limit set a 50", "gridmesh limit set a 30 --source so --until 2h --reason 'evening peak'")
 @_substation
-@click.argument("kilowatts", type=Number())
+@click.argument("kilowatts", type=Number(0))
 @_source
 @click.option("--from", "start", type=Moment(), help="90m, 2h, or a time.  [default: at once]")
 @click.option("--until", "end", type=Moment(), help="90m, 2h, or a time.  [default: until cleared]")

@@ -111,6 +111,13 @@ def test_the_image_runs_as_nobody_in_particular_and_is_made_of_hashed_packages()
     assert any("--require-hashes" in line for line in DOCKERFILE)
 
 
+def test_the_image_has_what_it_is_made_of_and_the_version_that_services_say() -> None:
+    copied = {line.split()[1] for line in DOCKERFILE if line.startswith("COPY ") and "--from" not in line}
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == let_in
+    assert "pyproject.toml" in copied
+
+
 def test_what_is_mounted_is_there() -> None:
     mounts = [volume for service in SERVICES.values() for volume in service.get("volumes", [])]
     sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from datetime import timedelta
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
         (["charge", "EV", "--energy", "5kWh"], "'--energy': '5kWh' is not a number, such as 7.5"),
         (["charge", "EV", "--departure", "18:00"], "'--departure': '18:00' is neither a span such as 90m"),
         (["stop", ""], "'SESSION': '' is not printable text"),
+        (["limit", "set", "a", "-5"], "'KILOWATTS': '-5' is not a number of 0 or more (gridmesh limit set --help)"),
+        (["limit", "set", "a", "-.5", "--source", "so"], "'KILOWATTS': '-.5' is not a number of 0 or more"),
+        (["limit", "set", "a", "inf"], "'KILOWATTS': 'inf' is not a number of 0 or more"),
+        (["limit", "set", "a", "5", "--sorce", "so"], "No such option '--sorce'"),
+        (["drain", "a", "-5"], "Got unexpected extra argument (-5)"),
         (["limit", "set", "a", "50", "--source", "me"], "'me' is not one of 'ems', 'so', 'cso', 'other'."),
         (["sessions", "--state", "FULL"], "'FULL' is not one of 'ev_connected', "),
         (["substations", "--url", "http://:not a port"], "'http://:not a port' is no address of a gateway"),
@@ -94,6 +100,12 @@ def test_each_command_explains_itself_with_examples_and_speaks_json(command: cli
     shown = command.get_help(click.Context(command, info_name=command.name))
     assert "--json" in shown
     assert "Examples:\n    gridmesh " in shown
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"gridmesh {version}\n"
 
 
 def test_whoever_types_nothing_is_shown_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,11 @@ def charged(gridmesh: Gridmesh, *argv: str) -> dict[str, Any]:
     return session
 
 
+def test_the_command_line_and_the_gateway_are_of_one_version(gridmesh: Gridmesh, mesh: Mesh) -> None:
+    version = mesh.http.get("/openapi.json").json()["info"]["version"]
+    assert gridmesh("--version").out == f"gridmesh {version}\n"
+
+
 # --- driving ---------------------------------------------------------------------------------------
 
 
