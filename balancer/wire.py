@@ -149,7 +149,10 @@ def substation_message(known: Known, state: ReportState, ejected: bool, now: int
 
 
 def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
-    """One admission of that epoch. Malformed when its session id names no substation."""
+    """One admission of that epoch. Malformed when its session id names no substation.
+
+    Without an end it lives, whatever else it says of one: not to know it could cost its key a second session.
+    """
     session_id = admission.session_id
     substation_id = substation_of(session_id)
     if substation_id is None:

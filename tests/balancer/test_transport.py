@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -192,7 +193,8 @@ class Balancer:
 
 
 def news(*session_ids: str, stop_reason: int = 0) -> reports_pb2.StreamAdmissionsResponse:
-    """Admissions of request-0, request-1 and so on, with these sessions."""
+    """Admissions of request-0, request-1 and so on, with these sessions; ended just now where there is a reason."""
+    ended_at = Timestamp(seconds=SystemClock().now_ms() // 1000) if stop_reason else None
     return reports_pb2.StreamAdmissionsResponse(
         phase=reports_pb2.ADMISSION_PHASE_CHANGES,
         position=reports_pb2.AdmissionPosition(epoch=1, sequence=len(session_ids)),
@@ -202,6 +204,7 @@ def news(*session_ids: str, stop_reason: int = 0) -> reports_pb2.StreamAdmission
                 owner=key().owner,
                 request_id=key(number).request_id,
                 session_id=session_id,
+                ended_at=ended_at,
                 stop_reason=stop_reason,  # type: ignore[arg-type]  # also numbers that this version does not know
             )
             for number, session_id in enumerate(session_ids)

@@ -1,14 +1,16 @@
 """Messages of another version: what only it knows is UNSPECIFIED, what lacks what it must have is refused."""
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from balancer import wire
-from gridmesh.v1 import reports_pb2
+from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh.model import LimitSource, NotAccepting, StopReason
 from mesh.outlook import NOTHING, Need, outlook
 from tests.balancer.makers import NOW, load, session
 
 FROM_LATER = 99
+ENDED = Timestamp(seconds=NOW // 1000)
 
 
 def test_words_that_only_a_later_version_knows_are_unspecified() -> None:
@@ -17,7 +19,7 @@ def test_words_that_only_a_later_version_knows_are_unspecified() -> None:
     report.not_accepting_reason = FROM_LATER  # type: ignore[assignment]
     read = wire.load_of(report)
     assert (read.limit_source, read.not_accepting) == (LimitSource.UNSPECIFIED, NotAccepting.UNSPECIFIED)
-    admission = reports_pb2.Admission(session_id=session(), stop_reason=FROM_LATER)  # type: ignore[arg-type]
+    admission = reports_pb2.Admission(session_id=session(), ended_at=ENDED, stop_reason=FROM_LATER)  # type: ignore[arg-type]
     assert wire.entry_of(admission, NOW).stop_reason is StopReason.UNSPECIFIED
 
 
@@ -55,3 +57,13 @@ def test_one_broken_number_makes_the_report_malformed(field: str, number: float)
 def test_an_admission_whose_session_names_no_substation_is_malformed() -> None:
     with pytest.raises(wire.Malformed, match="session_id 'nowhere'"):
         wire.entry_of(reports_pb2.Admission(session_id="nowhere"), NOW)
+
+
+def test_an_admission_without_an_end_lives_whatever_it_says_of_one() -> None:
+    admission = reports_pb2.Admission(session_id=session("a"), duplicate_of=session("b"))
+    admission.stop_reason = charging_pb2.STOP_REASON_DUPLICATE
+    read = wire.entry_of(admission, NOW)
+    assert (read.live, read.stop_reason, read.duplicate_of) == (True, StopReason.UNSPECIFIED, "")
+    admission.ended_at.CopyFrom(ENDED)
+    read = wire.entry_of(admission, NOW)
+    assert (read.ended_at_ms, read.stop_reason, read.duplicate_of) == (NOW, StopReason.DUPLICATE, session("b"))
