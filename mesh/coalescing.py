@@ -197,14 +197,13 @@ class Coalescer:
         """Half of one was answered after that time, be it that nobody waited for it any longer."""
         self._usual_s += (after_s - self._usual_s) * _WEIGHT
 
-    def let_go(self, answered: int) -> None:
-        """One less holds others back. So many of it are answered, and may come again."""
+    def let_go(self, callers: int) -> None:
+        """One less holds others back. So many callers should be back soon; none where it was not answered."""
         self._unanswered -= 1
         if self._unanswered >= MOST_UNANSWERED:
             return
-        expected = answered + len(self._gathered)
-        if self._linger and answered and expected > 1:
-            self._expected = expected
+        if self._linger and callers > max(1, len(self._gathered)):
+            self._expected = callers
             linger_s = min(self._linger * self._usual_s, _LONGEST_LINGER_S)
             self._until = self._loop.call_later(linger_s, self._lingered, _LAST_LOOKS)
         elif self._gathered:
@@ -217,6 +216,11 @@ class Coalescer:
         self._expected = 0
         if self._gathered:
             self._leave_soon()
+
+    @property
+    def waiting(self) -> int:
+        """How many have gathered."""
+        return len(self._gathered)
 
     @property
     def hold_s(self) -> float:
@@ -307,6 +311,8 @@ class _Call:
         self._loop = asyncio.get_running_loop()
         self._items = items
         self._unheard = len(items)
+        # How many others waited when the first of it was answered: who came later may be that one again.
+        self._others = 0
         self._holds = True
         self._began_s = seconds()
         coalescer.began()
@@ -328,9 +334,12 @@ class _Call:
         if self._holds:
             self._holds = False
             self._hold.cancel()
-            self._coalescer.let_go(len(self._items) - self._unheard)
+            answered = len(self._items) - self._unheard
+            self._coalescer.let_go(answered and answered + self._others)
 
     def _heard(self, count: int) -> None:
+        if self._unheard == len(self._items):
+            self._others = self._coalescer.waiting
         half = len(self._items) // 2
         before, self._unheard = self._unheard, self._unheard - count
         if self._unheard <= half < before:

@@ -180,10 +180,10 @@ async def client(to: Destination, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 @pytest.fixture
 async def patient(to: Destination, client: Client) -> AsyncIterator[Client]:
-    """One whose next batch waits for callers that may come again; a thousand times the usual."""
+    """One whose next batch waits for callers that may come again; a million times the usual."""
     del client  # for what it has set
     async with connected(to) as stub:
-        yield Client(Coalescer(stub, linger=1_000.0))
+        yield Client(Coalescer(stub, linger=1e6))
 
 
 @asynccontextmanager
@@ -251,6 +251,22 @@ async def test_where_callers_come_again_the_next_batch_waits_for_as_many(
     assert len(to.arrived) == 1
     patient.send("e")
     await until(lambda: ["c", "d", "e"] in to.arrived)
+
+
+async def test_a_caller_who_is_back_before_the_batch_is_answered_is_waited_for_once(
+    to: Destination, patient: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coalescing, "_LONGEST_LINGER_S", 60.0)
+    patient.send("a", "b", "c")
+    await until(lambda: len(to.arrived) == 1)
+    patient.send("d")
+    to.go("a")
+    await until(lambda: "a" in patient.heard)
+    patient.send("a again")
+    to.go("b", "c")
+    await until(lambda: len(patient.heard) == 3)
+    patient.send("b again", "c again")
+    await until(lambda: ["d", "a again", "b again", "c again"] in to.arrived)
 
 
 async def test_who_was_alone_waits_for_nobody_when_it_comes_again(to: Destination, patient: Client) -> None:
