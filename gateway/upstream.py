@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gridmesh.v1 import charging_pb2_grpc, operations_pb2_grpc
 from mesh.channel import open_channel
-from mesh.coalescing import LINGER, Coalescer
+from mesh.coalescing import Coalescer
 
 if TYPE_CHECKING:
     from gridmesh.v1.charging_pb2_grpc import ChargingServiceAsyncStub
@@ -30,7 +30,7 @@ class Balancer:
         self.target = target
         self._channel = open_channel(target)
         self.charging: ChargingServiceAsyncStub = charging_pb2_grpc.ChargingServiceStub(self._channel)
-        self.charges = Coalescer(self.charging, together=together, linger=LINGER)
+        self.charges = Coalescer(self.charging, together=together)
         self.operations: OperationsServiceAsyncStub = operations_pb2_grpc.OperationsServiceStub(self._channel)
         # Its package has no types.
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)

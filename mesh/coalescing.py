@@ -7,9 +7,9 @@ one call of StreamCharges that stays: to open a call, and to end it, costs more 
 Behind a balancer one substation may stand still while others do not: none holds others back for longer than twice the
 time in which half of a batch usually is answered.
 
-Where callers ask again once they are answered, most of the next batch is on its way when the last has its answer. So
-it may linger: it leaves when as many have come as were answered or waited then, or after a tenth of the usual time,
-once what has come until then is read. Without that parts of the callers take turns, in more and smaller batches.
+Most callers ask again once they are answered, so that most of the next batch is on its way when the last has its
+answer. It leaves when as many have come as were answered or waited then, or after a tenth of the usual time, once what
+has come until then is read. Without that parts of the callers take turns, in more and smaller batches.
 
 Each charge keeps its own deadline, status, trace and caller. Times are seconds of the monotonic clock.
 """
@@ -45,7 +45,7 @@ MOST_UNANSWERED = 1
 _PATIENCE = 2.0
 _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 0.002, 0.25
 # Of the usual time, how long the next batch may wait for what the answer brings; and the bound of that.
-LINGER = 0.1
+_LINGER = 0.1
 _LONGEST_LINGER_S = 0.01
 # Then the event loop, which may have been busy with the answers for all of that time, turns so often before it leaves:
 # what is in the sockets is read in one turn, and becomes a charge in the next.
@@ -111,15 +111,11 @@ class Item:
 
 
 class Coalescer:
-    """All charges for one destination. Not `together`: each leaves by itself, to see what this is worth.
+    """All charges for one destination. Not `together`: each leaves by itself, to see what this is worth."""
 
-    `linger` is for where the callers are: a part of the usual time to an answer. Between hops a batch comes whole.
-    """
-
-    def __init__(self, stub: "ChargingServiceAsyncStub", *, together: bool = True, linger: float = 0.0) -> None:
+    def __init__(self, stub: "ChargingServiceAsyncStub", *, together: bool = True) -> None:
         self._stub = stub
         self._together = together
-        self._linger = linger
         self._loop = asyncio.get_running_loop()
         self._gathered: list[Item] = []
         self._leaving = False
@@ -202,9 +198,9 @@ class Coalescer:
         self._unanswered -= 1
         if self._unanswered >= MOST_UNANSWERED:
             return
-        if self._linger and callers > max(1, len(self._gathered)):
+        if callers > max(1, len(self._gathered)):
             self._expected = callers
-            linger_s = min(self._linger * self._usual_s, _LONGEST_LINGER_S)
+            linger_s = min(_LINGER * self._usual_s, _LONGEST_LINGER_S)
             self._until = self._loop.call_later(linger_s, self._lingered, _LAST_LOOKS)
         elif self._gathered:
             self._leave_soon()

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway import upstream
 from gridmesh.v1 import charging_pb2
 from mesh import coalescing
 from mesh.batching import Outcomes
@@ -27,7 +26,7 @@ class Counting(FakeBalancer):
 @pytest.fixture
 def without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to last for a moment lasts until what it waits for has come."""
-    monkeypatch.setattr(upstream, "LINGER", 1e6)
+    monkeypatch.setattr(coalescing, "_LINGER", 1e6)
     for name in ("_LONGEST_LINGER_S", "_SHORTEST_HOLD_S", "_LONGEST_HOLD_S"):
         monkeypatch.setattr(coalescing, name, 60.0)
 

@@ -179,11 +179,10 @@ async def client(to: Destination, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 @pytest.fixture
-async def patient(to: Destination, client: Client) -> AsyncIterator[Client]:
+async def patient(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     """One whose next batch waits for callers that may come again; a million times the usual."""
-    del client  # for what it has set
-    async with connected(to) as stub:
-        yield Client(Coalescer(stub, linger=1e6))
+    monkeypatch.setattr(coalescing, "_LINGER", 1e6)
+    return client
 
 
 @asynccontextmanager
