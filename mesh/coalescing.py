@@ -5,7 +5,7 @@ comes for it gathers, and leaves as one batch with the answer: the busier the de
 batches. So one caller waits for nobody, and a destination that stands still holds back only its own. Batches travel on
 one call of StreamCharges that stays: to open a call, and to end it, costs more than to say a batch on it.
 Behind a balancer one substation may stand still while others do not: none holds others back for longer than twice the
-time in which half of a batch usually is answered.
+time in which half of a batch usually is answered, and then a tenth of it for those who come again (below).
 
 Most callers ask again once they are answered, so that most of the next batch is on its way when the last has its
 answer. It leaves when as many have come as were answered or waited then, or after a tenth of the usual time, once what
