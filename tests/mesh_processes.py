@@ -42,8 +42,11 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_S = 30.0
 STOP_S = 10.0
 POLL_S = 0.02
-# Below the ephemeral range: no outgoing connection takes a part's port while the part is down.
-PORTS = (20_000, 30_000)
+# Below the ephemeral range: no outgoing connection takes a part's port while the part is down. Nor does the mesh of
+# another test meanwhile: each of pytest's workers, with what it starts, has a share of its own.
+_SHARE = 10_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_FIRST = 20_000 + _SHARE * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = (_FIRST, _FIRST + _SHARE)
 PORT_TRIES = 5
 TAIL_LINES = 60
 # A part that is not up yet is tried again soon.
@@ -80,7 +83,7 @@ async def eventually(condition: Callable[[], Awaitable[T]], bound_s: float, what
 def free_port(*beside: int) -> int:
     """A port that nobody listens on now, nor on those so far above it. Whoever starts there may still lose a race."""
     while True:
-        port = _rng.randrange(*PORTS)
+        port = _rng.randrange(PORTS[0], PORTS[1] - max(beside, default=0))
         ports = [port, *(port + each for each in beside)]
         if all(map(_is_free, ports)):
             _given.extend(ports)
