@@ -29,10 +29,11 @@ class Line:
 
     def __init__(self) -> None:
         self._places: dict[Place, None] = {}
-        # The round under way: who is still to be looked at, who was refused in it, and who tries just now.
+        # The round under way: who is still to be looked at, and who was refused in it.
         self._round: Iterator[Place] | None = None
         self._barring: list[Place] = []
-        self._trying: Place | None = None
+        # Whose turn it is.
+        self.trying: Place | None = None
         # When the next round may begin.
         self._due_ms = 0
 
@@ -52,14 +53,14 @@ class Line:
     def leave(self, place: Place) -> None:
         """It was served, or waits no longer. Nothing happens for one that has left."""
         self._places.pop(place, None)
-        if self._trying is place:
-            self._trying = None
+        if self.trying is place:
+            self.trying = None
 
     def refused(self, place: Place, why: Exception) -> None:
         """It has tried, and keeps its place."""
         place.why, place.tried = why, True
         self._barring.append(place)
-        self._trying = None
+        self.trying = None
 
     def hurry(self, at_ms: int) -> None:
         """The next round begins at that time, if not before."""
@@ -67,7 +68,7 @@ class Line:
 
     def next(self, now_ms: int) -> Place | None:
         """Who is to try now: then `refused` or `leave` is to be told. None while one tries, and between rounds."""
-        if self._trying is not None or not (self._round or self._begin(now_ms)):
+        if self.trying is not None or not (self._round or self._begin(now_ms)):
             return None
         assert self._round is not None
         for place in self._round:
@@ -75,7 +76,7 @@ class Line:
                 continue
             bar = next((each for each in self._barring if _as_wide(each.charge, place.charge)), None)
             if bar is None:
-                self._trying = place
+                self.trying = place
                 return place
             place.why, place.tried = bar.why, False
         self._round = None
@@ -83,7 +84,7 @@ class Line:
 
     def due_ms(self) -> int | None:
         """When `next` is to be asked again; None while one tries, or nobody waits."""
-        return None if self._trying is not None or not self._places else self._due_ms
+        return None if self.trying is not None or not self._places else self._due_ms
 
     def _begin(self, now_ms: int) -> bool:
         if not self._places or now_ms < self._due_ms:

@@ -120,6 +120,9 @@ class Waiting:
     async def _turn(self, place: Place, until: float, gone: Gone, stop: Gone) -> bool:
         """Whether it is its turn; False when the time is over."""
         turn = self._turns[place] = asyncio.get_running_loop().create_future()
+        if self._line.trying is place:
+            # Its turn came while it heard something else: whether its key is known.
+            turn.set_result(True)
         self._go_on()
         await asyncio.wait({turn, gone, stop}, timeout=until - seconds(), return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
@@ -133,7 +136,8 @@ class Waiting:
         now_ms = _now_ms()
         if (place := self._line.next(now_ms)) is not None:
             self._came.discard(place)
-            self._turns[place].set_result(True)
+            if not self._turns[place].done():
+                self._turns[place].set_result(True)
         for barred in [each for each in self._came if each.why is not None]:
             self._came.discard(barred)
             self._turns[barred].set_result(False)

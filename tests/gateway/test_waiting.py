@@ -27,10 +27,42 @@ async def waited(*answers: Problem) -> Charged:
     async def never_known() -> bool:
         return False
 
-    async def stays() -> None:
-        await asyncio.Event().wait()
-
     return await Waiting(asyncio.Event()).charge(CAR, 20, Tries(attempt, never_known, stays), FULL)
+
+
+async def stays() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_turn_that_comes_while_a_newcomer_asks_for_its_key_is_kept_for_it() -> None:
+    waiting, asked, answered = Waiting(asyncio.Event()), asyncio.Event(), asyncio.Event()
+    full = [FULL]
+
+    async def refused_once() -> Charged:
+        if full:
+            raise full.pop()
+        return SERVED
+
+    async def served() -> Charged:
+        return SERVED
+
+    async def known_slowly() -> bool:
+        asked.set()
+        await answered.wait()
+        return False
+
+    async with asyncio.timeout(5):
+        first = asyncio.create_task(waiting.charge(CAR, 20, Tries(refused_once, known_slowly, stays), FULL))
+        await asyncio.sleep(0)
+        newcomer = asyncio.create_task(waiting.charge(CAR, 20, Tries(served, known_slowly, stays)))
+        await asked.wait()
+        assert await first is SERVED
+        another = asyncio.create_task(waiting.charge(CAR, 20, Tries(served, known_slowly, stays)))
+        await asyncio.sleep(0)
+        assert not newcomer.done()
+        assert not another.done()
+        answered.set()
+        assert [await newcomer, await another] == [SERVED, SERVED]
 
 
 async def test_it_keeps_its_place_while_there_is_no_balancer() -> None:
