@@ -49,7 +49,7 @@ _LINGER = 0.1
 _LONGEST_LINGER_S = 0.01
 # Then the event loop, which may have been busy with the answers for all of that time, turns so often before it leaves:
 # what is in the sockets is read in one turn, and becomes a charge in the next.
-_LAST_LOOKS = 4
+LAST_LOOKS = 4
 # How much the latest call counts for in what is usual.
 _WEIGHT = 1 / 8
 # In one batch. Larger ones take a server's event loop for long, and hold no more together.
@@ -201,7 +201,7 @@ class Coalescer:
         if callers > max(1, len(self._gathered)):
             self._expected = callers
             linger_s = min(_LINGER * self._usual_s, _LONGEST_LINGER_S)
-            self._until = self._loop.call_later(linger_s, self._lingered, _LAST_LOOKS)
+            self._until = self._loop.call_later(linger_s, self._lingered, LAST_LOOKS)
         elif self._gathered:
             self._leave_soon()
 

@@ -106,9 +106,8 @@ class Batch:
         """Sessions that live no more, or never did."""
         return self.ended | self.removed
 
-    def join(self, calls: int) -> Waiter:
-        """Waits for it, for so many calls at once."""
-        done = asyncio.get_running_loop().create_future()
+    def join(self, calls: int, done: asyncio.Future[None]) -> Waiter:
+        """Sets `done`, for so many calls at once, when it is over."""
         self.waiting.append(done)
         self.calls += calls
         return Waiter(self, done)

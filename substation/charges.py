@@ -23,7 +23,8 @@ from mesh.model import ErrorReason
 from mesh.status import to_status
 from substation import wire
 from substation.batch import Waiter
-from substation.engine import Engine, Taken
+from substation.engine import Engine
+from substation.gathering import Taken
 from substation.load import Load, Report
 from substation.metrics import SubstationMetrics
 from substation.sessions import Session
@@ -39,7 +40,7 @@ class Charges:
 
     def __init__(self, engine: Engine, clock: Clock, rng: Random, metrics: SubstationMetrics) -> None:
         self.engine = engine
-        self._clock = clock
+        self.clock = clock
         self._rng = rng
         self._metrics = metrics
         # What was said last, and of what.
@@ -49,8 +50,7 @@ class Charges:
         """The answer to a single call."""
         direct, response = not request.attempt_id, charging_pb2.ChargeResponse()
         try:
-            taken = self._admit(request)
-            await self.engine.written()
+            taken = await self.engine.together(lambda now: self._admit(request, now))
             self.answer(taken, response, direct=direct)
         except MeshError as error:
             self.refused(request.request_id, error, direct=direct)
@@ -58,24 +58,23 @@ class Charges:
         response.load.CopyFrom(self.load())
         return response
 
-    def take(self, request: charging_pb2.ChargeRequest) -> Taken:
+    def take(self, request: charging_pb2.ChargeRequest, now: int) -> Taken:
         """Admits, or finds; to be answered once it is on disk. MeshError says why not, and is counted and logged."""
         direct = not request.attempt_id
         try:
-            return self._admit(request)
+            return self._admit(request, now)
         except MeshError as error:
             self.refused(request.request_id, error, direct=direct)
             raise
 
-    def _admit(self, request: charging_pb2.ChargeRequest) -> Taken:
-        now = self._clock.now_ms()
+    def _admit(self, request: charging_pb2.ChargeRequest, now: int) -> Taken:
         key = requests.key_of(request)
         if not request.attempt_id:
             request.attempt_id = ids.uuid7(now, self._rng)
         requests.check_not_after(request, now)
         if self.engine.knows(key):
-            return self.engine.repeat(key, requests.body_of(request), request.attempt_id)
-        return self.engine.admit(requests.parse_charge(request, key, now))
+            return self.engine.repeat(key, requests.body_of(request), request.attempt_id, now)
+        return self.engine.admit(requests.parse_charge(request, key, now), now)
 
     def refused(self, request_id: str, error: MeshError, *, direct: bool) -> None:
         """Counts a refusal. A balancer, which names the attempt, says itself what it decided."""
@@ -167,9 +166,9 @@ class ChargeBatch:
         check_length(request)
         commit: Waiter | None = None
         try:
-            known = charging_pb2.ChargeBatchResponse()
+            known, now = charging_pb2.ChargeBatchResponse(), self._charges.clock.now_ms()
             for index, item in enumerate(request.items):
-                self._take(index, item, known)
+                self._take(index, item, known, now)
             if self._waiting:
                 commit = self._charges.engine.join(len(self._waiting))
             if known.outcomes:
@@ -192,7 +191,9 @@ class ChargeBatch:
 
     # --- in --------------------------------------------------------------------------------------------
 
-    def _take(self, index: int, item: charging_pb2.ChargeBatchItem, known: charging_pb2.ChargeBatchResponse) -> None:
+    def _take(
+        self, index: int, item: charging_pb2.ChargeBatchItem, known: charging_pb2.ChargeBatchResponse, now: int
+    ) -> None:
         """Admits an item, or finds it. What is known at once is said in `known`, else it waits."""
         branch = _Branch(index, item.traceparent)
         try:
@@ -206,7 +207,7 @@ class ChargeBatch:
         request = item.request
         direct = not request.attempt_id
         try:
-            taken = branch.run(self._charges.take, request)
+            taken = branch.run(self._charges.take, request, now)
         except Exception as error:
             self._ended(branch, error, known.outcomes.add(index=index))
             return

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -21,6 +21,7 @@ from substation import events as ev
 from substation.ahead import Ahead
 from substation.batch import Batch, Waiter
 from substation.cars import Plugged
+from substation.gathering import Gathering, Taken
 from substation.journal import SessionJournal
 from substation.ledger import Ledger, LedgerError
 from substation.limits import Limit
@@ -53,14 +54,6 @@ _REPORT_MS = 20
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.2, 5.0
 
 
-class Taken(NamedTuple):
-    """What became of a charge in memory. `kept`: on disk already, with all that its answer says."""
-
-    session_id: str
-    repeated: bool
-    kept: bool
-
-
 class Engine:
     """The one writer of a substation."""
 
@@ -82,6 +75,7 @@ class Engine:
         # The turn that is due for what has come in, and when the last one was, in seconds.
         self._turn_due: asyncio.TimerHandle | None = None
         self._turned_s = self._turn_took_s = 0.0
+        self._gathering = Gathering(self._wake_now)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")
@@ -154,8 +148,8 @@ class Engine:
         """Writes the registers a last time and ends."""
         self._stopping = True
         self._batch.live = self._batch.checkpoint = True
-        self._wake.set()
-        self._urgent.set()
+        self._gathering.hurry()
+        self._wake_now()
         if self._tasks:
             self._tasks[1].cancel()
             await asyncio.wait(self._tasks, timeout=5)
@@ -173,19 +167,33 @@ class Engine:
         """Whether the key has a session here."""
         return self._station.known(key)
 
-    def admit(self, charge: Charge) -> Taken:
+    def admit(self, charge: Charge, now: int) -> Taken:
         """Admits a charge, or finds its session: to be told once it is `written`, unless it is kept already."""
-        return self._taken(self._station.charge(charge, self._clock.now_ms()))
+        return self._taken(self._station.charge(charge, now))
 
-    def repeat(self, key: Key, body: bytes, attempt_id: str) -> Taken:
+    def repeat(self, key: Key, body: bytes, attempt_id: str, now: int) -> Taken:
         """As `admit`, for a key that is known: its attempt is raised."""
-        return self._taken(self._station.repeat(key, body, attempt_id, self._clock.now_ms()))
+        return self._taken(self._station.repeat(key, body, attempt_id, now))
+
+    async def together(self, admit: Callable[[int], Taken]) -> Taken:
+        """Admits with others, right before the next commit, and returns when that is over (see `Gathering`)."""
+        if not self._ledger_error:
+            return await self._gathering.admitted(admit)
+        # The next try to write may be seconds away, and a refusal is known now.
+        taken = admit(self._clock.now_ms())
+        await self.written()
+        return taken
 
     def join(self, calls: int) -> Waiter:
         """Waits for the next commit, for all that so many calls have led to."""
+        self._gathering.hurry()
+        self._wake_now()
+        return self._batch.join(calls, self._loop.create_future())
+
+    def _wake_now(self) -> None:
+        """Somebody waits for the next commit."""
         self._wake.set()
         self._urgent.set()
-        return self._batch.join(calls)
 
     async def written(self) -> None:
         """Returns when all that was asked before is on disk. Unavailable (OUTCOME_UNKNOWN) when the disk failed."""
@@ -475,11 +483,13 @@ class Engine:
 
     async def _commit_forever(self) -> None:
         retry_s = _RETRY_LEAST_S
-        while not (self._stopping and not self._batch):
+        while not (self._stopping and not self._batch and not self._gathering):
             await self._gathered()
             self._wake.clear()
             self._urgent.clear()
-            self._note(self._station.advance(self._clock.now_ms()))
+            now = self._clock.now_ms()
+            self._gathering.admit(self._batch, now)
+            self._note(self._station.advance(now))
             # What is written, and shown after it, is of one moment with the power shared.
             self._turn()
             self._wake.clear()
@@ -501,7 +511,7 @@ class Engine:
     async def _gathered(self) -> None:
         """Returns when there is something to write: at once when somebody waits for it, else soon."""
         await self._wake.wait()
-        if not self._batch.waiting and not self._stopping:
+        if not self._urgent.is_set() and not self._stopping:
             timer = self._loop.call_later(TURN_S, self._urgent.set)
             try:
                 await self._urgent.wait()
@@ -510,6 +520,8 @@ class Engine:
         rest_s = self._turned_s + self._rest_s - seconds()
         if rest_s > _REST_LEAST_S:
             await asyncio.sleep(rest_s)
+        if self._gathering and not self._batch.waiting:
+            await self._gathering.complete()
 
     async def _commit(self, batch: Batch) -> None:
         """Writes one batch, then lets out what waited for it."""
@@ -551,6 +563,7 @@ class Engine:
             if session_id in self._kept_w:
                 self._plant.offer(session_id, offer)
         batch.resolve(None)
+        self._gathering.committed()
 
     def _failed(self, batch: Batch, message: str) -> None:
         """The disk did not take it: undo what nobody was told of, keep the rest for the next try."""
@@ -564,6 +577,7 @@ class Engine:
             self._absorb(self._station.withdraw(session_id, now))
         self._batch.take_back(batch)
         batch.resolve(_unknown())
+        self._gathering.admit(self._batch, now)
         self._turn()
 
     def _unblock(self) -> None:

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from random import Random
-from threading import Event
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -20,7 +19,7 @@ from mesh.model import ErrorReason
 from mesh.status import from_status
 from substation.charges import ChargeBatch, Charges
 from substation.engine import Engine
-from tests.substation.test_engine import Plant, an_engine, protect_disk, rows, until
+from tests.substation.test_engine import Plant, a_slow_disk, an_engine, protect_disk, rows, until
 
 Message = charging_pb2.ChargeBatchResponse
 
@@ -62,17 +61,6 @@ async def an_asker(folder: Path, most: int = MAX_ITEMS) -> AsyncIterator[Asker]:
         # Not while a commit is under way, which would make two of the next.
         await engine.written()
         yield Asker(engine, most)
-
-
-@asynccontextmanager
-async def a_slow_disk(engine: Engine) -> AsyncIterator[None]:
-    """Nothing is written until the end."""
-    written = Event()
-    engine._writer.submit(written.wait)
-    try:
-        yield
-    finally:
-        written.set()
 
 
 def outcomes(*messages: Message) -> dict[int, str | ErrorReason]:

@@ -1,6 +1,7 @@
 """The engine in real time: a real ledger, a plant that the test is in control of."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,9 +79,15 @@ async def an_engine(folder: Path, plant: Plant, rated_w: int = 22_000) -> AsyncI
 
 async def charge(engine: Engine, charge: Charge) -> tuple[Session, bool]:
     """The session, on disk, and whether the key was known."""
-    taken = engine.admit(charge)
-    await engine.written()
+    taken = await engine.together(lambda now: engine.admit(charge, now))
     return engine.outcome(taken), taken.repeated
+
+
+async def repeated_item(engine: Engine, charge: Charge) -> Session:
+    """As an item of a batch is repeated, at once."""
+    taken = engine.repeat(charge.key, charge.body, charge.attempt_id, SystemClock().now_ms())
+    await engine.written()
+    return engine.outcome(taken)
 
 
 def rows(folder: Path) -> dict[str, Session]:
@@ -95,6 +102,17 @@ def rows(folder: Path) -> dict[str, Session]:
 def protect_disk(engine: Engine, protected: bool) -> None:
     """SQLite itself refuses every write."""
     engine._ledger._db.execute(f"PRAGMA query_only = {int(protected)}")
+
+
+@asynccontextmanager
+async def a_slow_disk(engine: Engine) -> AsyncIterator[None]:
+    """Nothing is written until the end."""
+    written = threading.Event()
+    engine._writer.submit(written.wait)
+    try:
+        yield
+    finally:
+        written.set()
 
 
 async def until(condition: Callable[[], bool], bound_s: float) -> None:
@@ -117,9 +135,10 @@ async def test_a_session_is_on_disk_before_the_reply_and_its_car_hears_of_it_aft
 
 async def test_an_admission_whose_caller_went_away_is_counted_all_the_same(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
-        caller = asyncio.create_task(charge(engine, a_charge()))
-        await asyncio.sleep(0)
-        caller.cancel()
+        async with a_slow_disk(engine):
+            caller = asyncio.create_task(charge(engine, a_charge()))
+            await until(lambda: bool(engine._station.sessions()), 2)
+            caller.cancel()
         admitted = engine._metrics.sessions.labels("admitted", "")
         await until(lambda: admitted._value.get() == 1, 2)
         assert (await charge(engine, a_charge()))[1]
@@ -236,12 +255,12 @@ async def test_a_full_disk_stops_admissions_but_not_the_cars_and_is_recovered_fr
 async def test_a_repeat_of_an_admission_that_failed_does_not_bring_it_back(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
         protect_disk(engine, True)
-        first = asyncio.create_task(charge(engine, a_charge(attempt=1)))
-        await asyncio.sleep(0)
-        while engine._batch.admitted:
-            await asyncio.sleep(0)
-        # The commit of the admission is under way: its repeat waits for the next one.
-        second = asyncio.create_task(charge(engine, a_charge(attempt=2)))
+        async with a_slow_disk(engine):
+            first = asyncio.create_task(charge(engine, a_charge(attempt=1)))
+            await until(lambda: bool(engine._station.sessions()), 2)
+            # The commit of the admission is under way: its repeat, an item of a batch, waits for the next one.
+            second = asyncio.create_task(repeated_item(engine, a_charge(attempt=2)))
+            await until(lambda: bool(engine._batch.waiting), 2)
         outcomes = await asyncio.gather(first, second, return_exceptions=True)
         assert [getattr(outcome, "reason", None) for outcome in outcomes] == [ErrorReason.OUTCOME_UNKNOWN] * 2
         protect_disk(engine, False)
