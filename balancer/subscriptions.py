@@ -34,6 +34,8 @@ SOON_S = 0.3
 FIRST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 30.0
 SILENT = "silent"
+# Where no report says when one could be missing.
+_LOOK_S = 1.0
 
 
 class Unserved(Exception):
@@ -103,6 +105,9 @@ class Subscription:
         self._on_settled = on_settled
         self.reported = asyncio.Event()
         self._journal = ReportJournal(desk.view, peer.address)
+        self._reports_journal = StreamJournal(desk.view, peer.address, "load reports")
+        # When it is to be said that there was no report yet; None once it was said, or there was one.
+        self._silent_ms: int | None = clock.now_ms() + FRESH_INTERVALS * interval_ms
         # Whether all of the snapshot under way could be read, and whether what was read was processed.
         self._whole = True
         self._sound = True
@@ -110,31 +115,29 @@ class Subscription:
     async def run(self) -> None:
         """Until cancelled, or until it is clear that nobody there is a substation."""
         await asyncio.sleep(self._rng.uniform(0, START_JITTER_S))
-        view, address = self._desk.view, self._peer.address
-        reports = StreamJournal(view, address, "load reports")
-        admissions = StreamJournal(view, address, "admissions")
+        admissions = StreamJournal(self._desk.view, self._peer.address, "admissions")
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow(reports, self._reports))
+                group.create_task(self._follow(self._reports_journal, self._reports))
                 group.create_task(self._follow(admissions, self._admissions))
-                group.create_task(self._watch(reports))
         except* Unserved as unserved:
-            line = log.bind(address=address, why=str(unserved.exceptions[0]))
+            line = log.bind(address=self._peer.address, why=str(unserved.exceptions[0]))
             line.error("this address serves no load reports or admissions and is given up")
 
-    async def _watch(self, reports: StreamJournal) -> None:
-        """Reports age by time alone. While they are fresh nothing is to be seen, however many come."""
-        silent_intervals = 0
-        view, known = self._desk.view, self._desk.view[self._peer.address]
-        while True:
-            now = self._clock.now_ms()
-            await asyncio.sleep(max(self._interval_ms, view.fresh_until([known], now) + 1 - now) / 1000)
-            self._journal.look(self._clock.now_ms(), reports.why or SILENT)
-            if known.load is None:
-                silent_intervals += 1
-                if silent_intervals == FRESH_INTERVALS:
-                    why = reports.why or "no connection"
-                    log.warning("no report from this address yet", address=self._peer.address, why=why)
+    def look(self) -> float:
+        """Says when reports are missing. Returns in how many seconds to look again.
+
+        Reports age by time alone: while they are fresh nothing is to be seen, however many come.
+        """
+        view, known, now = self._desk.view, self._desk.view[self._peer.address], self._clock.now_ms()
+        why = self._reports_journal.why
+        self._journal.look(now, why or SILENT)
+        if known.load is not None:
+            self._silent_ms = None
+        elif self._silent_ms is not None and now >= self._silent_ms:
+            self._silent_ms = None
+            log.warning("no report from this address yet", address=self._peer.address, why=why or "no connection")
+        return max(self._interval_ms, view.fresh_until([known], now) + 1 - now) / 1000
 
     async def _follow(self, journal: StreamJournal, stream: Callable[[Backoff], AsyncIterator[None]]) -> None:
         backoff = Backoff(self._rng)
@@ -308,10 +311,22 @@ class Subscriptions:
         self._make = make
         self._subscriptions: dict[str, Subscription] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         for peer in self._peers:
             self.open(peer)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """One for all: a timer for each would wake a balancer whom nobody asks a few times a second."""
+        while True:
+            pause_s = _LOOK_S
+            try:
+                pause_s = min((one.look() for one in self._subscriptions.values()), default=_LOOK_S)
+            except Exception:
+                log.exception("a look at the reports met a defect; it is made again")
+            await asyncio.sleep(pause_s)
 
     def open(self, peer: Peer) -> None:
         """Follows one more."""
@@ -334,6 +349,7 @@ class Subscriptions:
             wait.cancel()
 
     async def stop(self) -> None:
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *([self._watching] if self._watching else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
