@@ -41,7 +41,8 @@ class Balancers:
     def __init__(self, targets: Sequence[str], timeout_s: float, *, together: bool = True) -> None:
         self.timeout_s = timeout_s
         self._changed = asyncio.Event()
-        self._all = [Balancer(target, self._wake, together=together) for target in targets]
+        alone = len(targets) == 1
+        self._all = [Balancer(target, self._wake, together=together, alone=alone) for target in targets]
         self._turn = 0
 
     def _wake(self) -> None:

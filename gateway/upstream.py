@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# A process that stands still keeps its connection: only asking shows it.
+# A process that stands still keeps its connection: only asking shows it. Where there is no other one to ask instead, it
+# is for the log alone.
 _HEALTH_EVERY_S = 0.5
+_ALONE_EVERY_S = 5.0
 _HEALTH_TIMEOUT_S = 1.0
 
 
 class Balancer:
-    """One balancer. `changed` is called whenever its connection changes."""
+    """One balancer, and whether it is the only one. `changed` is called whenever its connection changes."""
 
-    def __init__(self, target: str, changed: Callable[[], None], *, together: bool) -> None:
+    def __init__(self, target: str, changed: Callable[[], None], *, together: bool, alone: bool) -> None:
         self.target = target
         self._channel = open_channel(target)
         self.charging: ChargingServiceAsyncStub = charging_pb2_grpc.ChargingServiceStub(self._channel)
@@ -35,6 +37,7 @@ class Balancer:
         # Its package has no types.
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._answers = True
+        self._ask_every_s = _ALONE_EVERY_S if alone else _HEALTH_EVERY_S
         self._changed = changed
         self._tasks = (asyncio.create_task(self._keep_connected()), asyncio.create_task(self._keep_asking()))
 
@@ -74,7 +77,7 @@ class Balancer:
             if self.connected and (answers := await self._answers_now()) is not self._answers:
                 self._answers = answers
                 (log.info if answers else log.warning)("balancer", address=self.target, answers=answers)
-            await asyncio.sleep(_HEALTH_EVERY_S)
+            await asyncio.sleep(self._ask_every_s)
 
     async def _answers_now(self) -> bool:
         try:
