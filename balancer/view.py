@@ -116,9 +116,10 @@ class Known:
     load: Load | None = None
     received_ms: int | None = None
     reserved_w: int = 0
-    # The curves of the reservations; the first has still in it those that left since it was asked of, as most often all
-    # leave before it is asked again, and the second lacks those of which it was not asked yet, as few picks ask.
+    # The curves of the reservations; the first as of when it was asked of, as most often all that came since have left
+    # before it is asked again, and the second lacks those of which it was not asked yet, as few picks ask.
     _reserved_evenly_mj: Curve = FLAT
+    _come_mj: list[Curve] = field(default_factory=list)
     _left_mj: list[Curve] = field(default_factory=list)
     _reserved_at_latest_mj: Curve = FLAT
     _uncounted: dict[Key, Need] = field(default_factory=dict)
@@ -151,24 +152,31 @@ class Known:
         return Outlook(self._reserved_evenly(), self._reserved_at_latest_mj)
 
     def _reserved_evenly(self) -> Curve:
+        for come_mj in self._come_mj:
+            self._reserved_evenly_mj = added(self._reserved_evenly_mj, come_mj)
+        self._come_mj.clear()
         for left_mj in self._left_mj:
             self._reserved_evenly_mj = less(self._reserved_evenly_mj, left_mj)
         self._left_mj.clear()
         return self._reserved_evenly_mj
 
     def reserve(self, reservation: Reservation) -> None:
-        """One more. To be followed by `add_up`."""
+        """One more."""
         self.reservations[reservation.key] = reservation
         self.reserved_w += reservation.demand_w
-        if reservation.need is not None:
-            reservation.evenly_mj = reservation.need.evenly_mj()
-            self._reserved_evenly_mj = added(self._reserved_evenly_mj, reservation.evenly_mj)
-            self._uncounted[reservation.key] = reservation.need
+        self.add_up()
+        if (need := reservation.need) is not None:
+            reservation.evenly_mj = evenly_mj = need.evenly_mj()
+            self._come_mj.append(evenly_mj)
+            self._uncounted[reservation.key] = need
+            if self.evenly_mj:
+                self.evenly_mj = added(self.evenly_mj, evenly_mj)
 
     def release(self, reservation: Reservation) -> None:
         """One less. To be followed by `add_up`."""
         del self.reservations[reservation.key]
         self.reserved_w -= reservation.demand_w
+        self.evenly_mj = ()
         if not self.reservations:
             self._forget_curves()
         elif reservation.need is not None:
@@ -178,6 +186,7 @@ class Known:
 
     def _forget_curves(self) -> None:
         self._reserved_evenly_mj = self._reserved_at_latest_mj = FLAT
+        self._come_mj.clear()
         self._left_mj.clear()
         self._uncounted.clear()
 
@@ -202,17 +211,22 @@ class Known:
         self.held.clear()
         self.admits_w, self.time_scale, self.slack_mj, self.evenly_mj, self.caught_up = -1, None, None, (), None
 
+    def report(self, load: Load) -> None:
+        """The report that is counted with from now on."""
+        self.load = load
+        self.substation_id = load.substation_id
+        self.limit_w = load.limit_w
+        self.time_scale = None if load.ahead is None else load.time_scale
+        self.evenly_mj = ()
+        self.add_up()
+
     def add_up(self) -> None:
         """After the report or the reservations changed."""
-        load = self.load
-        self.slack_mj, self.evenly_mj = None, ()
-        if load is not None:
-            self.substation_id = load.substation_id
+        self.slack_mj = None
+        if (load := self.load) is not None:
             self.demand_w = load.demand_w + self.reserved_w
-            self.limit_w = load.limit_w
             self.free_charge_points = load.free_charge_points - len(self.reservations)
             self.admits_w = load.limit_w if load.accepting and self.free_charge_points > 0 else -1
-            self.time_scale = None if load.ahead is None else load.time_scale
 
     def promise(self) -> Curve:
         """All that is promised, charged evenly; of a report that does not tell, as `time_scale` says, nothing."""
@@ -359,7 +373,7 @@ class LoadView:
         for reservation in reservations:
             reservation.address = known.address
             if reservation.key not in known.reservations:
-                _add(known, reservation)
+                known.reserve(reservation)
 
     def _vacate(self, known: Known) -> None:
         if self._addresses.get(known.substation_id) == known.address:
@@ -376,7 +390,7 @@ class LoadView:
             raise ValueError(f"{key} is reserved at {address} already")
         self._flush(known, now)
         reservation = Reservation(address, key, demand_w, need)
-        _add(known, reservation)
+        known.reserve(reservation)
         return reservation
 
     def release(self, reservation: Reservation) -> None:
@@ -427,12 +441,12 @@ class LoadView:
             self._apply(known, known.held.pop(0)[0], now)
 
     def _apply(self, known: Known, load: Load, now: int) -> None:
-        before, known.load = known.load, load
+        before = known.load
         same_life = before is not None and _same_life(before, load)
         if before is not None and same_life:
             self.foreign.count(_admissions(before, load), now)
         scale = known.time_scale
-        known.add_up()
+        known.report(load)
         if before is None or known.time_scale != scale:
             if before is not None:
                 self._count_time_scales(-1, scale)
@@ -492,11 +506,6 @@ def _is_ahead(known: Known, load: Load) -> bool:
         return False
     epoch, sequence = known.caught_up
     return load.epoch == epoch and load.admission_sequence > sequence
-
-
-def _add(known: Known, reservation: Reservation) -> None:
-    known.reserve(reservation)
-    known.add_up()
 
 
 def _drop(known: Known, *reservations: Reservation) -> None:
