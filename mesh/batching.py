@@ -29,7 +29,8 @@ def timeout_of(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | N
     """How long an item may take, in seconds, where its batch has `left_s`; None: any. InvalidRequest names the item."""
     if not item.HasField("timeout"):
         return left_s
-    timeout_s: float = item.timeout.seconds + item.timeout.nanos / 1e9
+    timeout = item.timeout
+    timeout_s: float = timeout.seconds + timeout.nanos / 1e9
     if timeout_s <= 0:
         raise InvalidRequest(Violation(f"items[{index}].timeout", "must be above 0, or absent"))
     return timeout_s if left_s is None else min(left_s, timeout_s)

@@ -75,20 +75,23 @@ def parse_charge(request: charging_pb2.ChargeRequest, key: Key, now_ms: int, *, 
 
     Not `with_body`: for who does not compare it, its digest is empty.
     """
-    plain = _plain(request)
+    vehicle_id, max_kw = request.vehicle_id, request.max_power_kw
+    energy_kwh = request.energy_kwh if request.HasField("energy_kwh") else None
+    right = is_printable(vehicle_id) and _within(max_kw, MAX_POWER_KW)
+    right = right and (energy_kwh is None or _within(energy_kwh, MAX_ENERGY_KWH))
+    plain = right and _says_no_more(request)
     if not plain:
         violations = [*_check_ids(request), *_check_numbers(request), *_check_departure(request, now_ms)]
         if violations:
             raise InvalidRequest(*violations)
-    max_kw = request.max_power_kw
     phases = _default_phases(max_kw) if plain or not request.HasField("phases") else request.phases
-    max_w = max(1, watts(max_kw))
+    max_w = watts(max_kw) or 1
     given_floor = not plain and request.HasField("min_power_kw")
     floor_w = watts(request.min_power_kw) if given_floor else phases * FLOOR_W_PER_PHASE
     return Charge(
         key,
-        request.vehicle_id,
-        max(1, joules(request.energy_kwh)) if request.HasField("energy_kwh") else None,
+        vehicle_id,
+        None if energy_kwh is None else joules(energy_kwh) or 1,
         max_w,
         min(max(1, floor_w), max_w),
         phases,
@@ -104,13 +107,10 @@ def _default_phases(max_power_kw: float) -> int:
     return 3 if max_power_kw > THREE_PHASE_ABOVE_KW else 1
 
 
-def _plain(request: charging_pb2.ChargeRequest) -> bool:
+def _says_no_more(request: charging_pb2.ChargeRequest) -> bool:
     """Whether it is as most are, so that no rule needs a closer look: a car, its power, its energy, nothing more."""
     return (
-        is_printable(request.vehicle_id)
-        and 0 < request.max_power_kw <= MAX_POWER_KW
-        and (0 < request.energy_kwh <= MAX_ENERGY_KWH or not request.HasField("energy_kwh"))
-        and not request.HasField("phases")
+        not request.HasField("phases")
         and not request.HasField("min_power_kw")
         and not request.evse_id
         and request.WhichOneof("departure") is None
