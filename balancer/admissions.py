@@ -8,7 +8,8 @@ noted too: they may be ahead of the stream.
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from mesh.charge import Key
 from mesh.ids import substation_of
@@ -17,7 +18,7 @@ from mesh.model import StopReason
 REMEMBERED_MS = 24 * 3_600_000
 
 
-class Entry(NamedTuple):
+class Entry(Struct, frozen=True):
     """One key's session on one substation. `ended_at_ms` is wall time, None while it lives."""
 
     key: Key
@@ -126,7 +127,11 @@ class AdmissionIndex:
     def replied(self, entry: Entry) -> None:
         """An own reply shows this session. What the stream said of it stays, unless it has ended since."""
         if self.is_news(entry.substation_id, entry.key, entry.session_id, live=entry.live):
-            self._put(entry, self._at(entry.substation_id))
+            self.note(entry)
+
+    def note(self, entry: Entry) -> None:
+        """The same of one that `is_news`."""
+        self._put(entry, self._at(entry.substation_id))
 
     def is_news(self, substation_id: str, key: Key, session_id: str, *, live: bool) -> bool:
         """Whether an own reply that shows this session tells something. The stream is mostly faster."""

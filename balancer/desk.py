@@ -9,7 +9,9 @@ Times are wall milliseconds.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from balancer.admissions import AdmissionIndex, Duplicate, Entry
 from balancer.ejection import Ejections, RetryBudget
@@ -20,7 +22,7 @@ from mesh.ids import substation_of
 from mesh.model import StopReason
 
 
-class Replied(NamedTuple):
+class Replied(Struct, frozen=True):
     """The substation answered with a session. `reply` is the caller's own, handed back in `Answer`.
 
     `duplicate_of`: the other session of the key for which this one was ended; empty when it was not.
@@ -51,7 +53,7 @@ class Doubt:
     reservation: Reservation
 
 
-class Found(NamedTuple):
+class Found(Struct, frozen=True):
     """The doubt is settled: the key has a session there. `attempt_id` is empty when only the index shows it.
 
     `duplicate_of`: as in `Replied`.
@@ -70,7 +72,7 @@ class Fenced:
     """The doubt is settled: not admitted there, and never will be by that attempt."""
 
 
-class Settled(NamedTuple):
+class Settled(Struct, frozen=True):
     """A doubt that the admissions stream has ended."""
 
     doubt: Doubt
@@ -193,6 +195,7 @@ class Desk:
         substation_id = load.substation_id
         if not shown.session_id.startswith(f"{substation_id}."):
             substation_id = substation_of(shown.session_id) or substation_id
+        # Asked before the entry is made, as the stream is mostly faster.
         if not self.index.is_news(substation_id, key, shown.session_id, live=shown.ended_at_ms is None):
             return
         # Of the reasons only this one matters here.
@@ -202,7 +205,7 @@ class Desk:
             key, shown.session_id, substation_id, shown.attempt_id, load.epoch, load.admission_sequence,
             shown.ended_at_ms, reason, shown.duplicate_of, True,
         )  # fmt: skip
-        self.index.replied(entry)
+        self.index.note(entry)
 
     def replied(self, key: Key, address: str, reservation: Reservation | None, outcome: Replied, now: int) -> None:
         """A substation answered with a session."""

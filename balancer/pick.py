@@ -15,7 +15,8 @@ from collections.abc import Collection
 from enum import IntEnum
 from math import inf
 from random import Random
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from balancer.ejection import Ejections
 from balancer.view import Known, LoadView
@@ -43,7 +44,7 @@ LEAST_UTILISATION = "least_utilisation"
 LEAST_LOAD_AHEAD = "least_load_ahead"
 
 
-class Pick(NamedTuple):
+class Pick(Struct, frozen=True):
     """A choice and its reasons. `before` and `after` are demand over limit in the balancer's view.
 
     `score` is what was lowest: utilisation after placement, or the mean load over the car's stay, with room for

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from balancer.rate import Rate
 from mesh.charge import Key
 from mesh.model import LimitSource, NotAccepting, ReportState
@@ -75,8 +77,7 @@ class Received(Enum):
     DUPLICATE = "duplicate"
 
 
-@dataclass(eq=False, slots=True)
-class Reservation:
+class Reservation(Struct, eq=False):
     """One placement of ours. `epoch` is None while it is in flight or in doubt.
 
     Once its session is known to exist, it waits for the report that contains it: one of a later

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
+from msgspec import Struct
 
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import tracing
@@ -57,7 +58,7 @@ MOST_ITEMS = 256
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class Charged(NamedTuple):
+class Charged(Struct, frozen=True):
     """A reply. `load` is the substation's, the same object for all that came in one message."""
 
     response: charging_pb2.ChargeResponse

@@ -3,6 +3,8 @@
 from random import Random
 from typing import Any
 
+from msgspec.structs import replace
+
 from balancer.admissions import Entry
 from balancer.desk import Desk, Replied
 from balancer.view import Load
@@ -80,7 +82,7 @@ def entry(number: int = 0, substation_id: str = "a", sequence: int = 1, **change
         epoch=NOW,
         sequence=sequence,
     )
-    return live._replace(**changed)
+    return replace(live, **changed)
 
 
 def desk_of(*loads: Load, seed: int = 1) -> Desk:
@@ -105,4 +107,4 @@ def replied(after: Load, number: int = 0, **changed: Any) -> Replied:  # noqa: A
         repeated=False,
         reply=f"reply {number}",
     )
-    return reply._replace(**changed)
+    return replace(reply, **changed)

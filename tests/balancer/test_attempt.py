@@ -644,4 +644,4 @@ def test_a_doubt_that_is_settled_twice_is_settled_once() -> None:
     settle_twice(lambda: desk.settle(doubt, Fenced(), NOW))
     assert reserved(desk) == 0
     assert address("a") == "a:1"
-    assert entry(0)._replace(sequence=2).live
+    assert entry(0, sequence=2).live
