@@ -1,7 +1,8 @@
 """The ASGI application from the table of operations: paths, methods, counting, and only problems on errors."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
+from typing import Any
 
 import structlog
 
@@ -75,11 +76,14 @@ class _Path:
         self._handlers = handlers
         self.allow = ", ".join(sorted(self._handlers))
 
-    async def respond(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Coroutine[Any, Any, Response]:
         """The response within the client's trace, if it said one. A span ends where the response begins."""
         tracing.came_with(_traceparent(request))
-        if not (tracing.exporting() and self.template.startswith(_TRACED)):
-            return await self._respond(request)
+        if tracing.exporting() and self.template.startswith(_TRACED):
+            return self._traced(request)
+        return self._respond(request)
+
+    async def _traced(self, request: Request) -> Response:
         # The route, not the path: what a client writes into that may be of a person.
         attributes = {"http.request.method": request.method, "http.route": self.template}
         with tracing.span(f"{request.method} {self.template}", Kind.SERVER, attributes) as span:

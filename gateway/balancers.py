@@ -51,8 +51,10 @@ class Balancers:
 
     async def chosen(self) -> Balancer:
         """The one to ask; waits while one may still connect. ProblemError when there is none: nothing was sent."""
-        if (balancer := self._next()) is not None:
-            return balancer  # a timer for what is there would cost as much as the rest of the way
+        return self._next() or await self._waited_for()
+
+    async def _waited_for(self) -> Balancer:
+        """Only where none is there: a timer for what is would cost as much as the rest of the way."""
         try:
             async with asyncio.timeout(self.timeout_s):
                 return await self._found()
@@ -119,16 +121,19 @@ class Balancers:
         lost in the midst of it, another one is sent the same key as a later attempt, as the client would do.
         """
         until = seconds() + self.timeout_s
-        balancer = await self.chosen()
+        balancer = self._next() or await self._waited_for()
         request = attempt()
         try:
-            return await _charge(balancer, request, until)
+            with tracing.calling(request, balancer.target):
+                return await balancer.charges.charge(request, until)
         except (MeshError, grpc.aio.AioRpcError) as error:
             problem, told = of_charge(error, naming, request.request_id), isinstance(error, MeshError)
             if (other := self._instead(balancer, error)) is None:
                 raise ProblemError(problem, told=told) from None
+        request = attempt()
         try:
-            return await _charge(other, attempt(), until)
+            with tracing.calling(request, other.target):
+                return await other.charges.charge(request, until)
         except (MeshError, grpc.aio.AioRpcError) as error:
             # A refusal of the later attempt says nothing of the first.
             if problem.reason == ErrorReason.OUTCOME_UNKNOWN.name:
@@ -159,11 +164,6 @@ class Balancers:
     async def close(self) -> None:
         """Ends all connections."""
         await asyncio.gather(*(balancer.close() for balancer in self._all))
-
-
-async def _charge(balancer: Balancer, request: charging_pb2.ChargeRequest, until: float) -> Charged:
-    with tracing.calling(request, balancer.target):
-        return await balancer.charges.charge(request, until)
 
 
 async def _ask(

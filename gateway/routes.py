@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 from typing import Any, TypeAlias
 
@@ -96,15 +96,18 @@ class Api:
         prefer = request.given(_PREFER)
         wait_s = preferences.wait_s(prefer) if prefer and not self.waiting.full else 0
         try:
-            body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
-            with self._admitted():
+            body = request.arrived or await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
+            with self._admitted:
                 bodies.require_json(request, body)
                 car = _CHARGE.decode(body)
                 vehicle_id = car.vehicle_id
                 if self.admission.wait_s:
                     await _still_there(request)
                 attempt = partial(self._attempt, car, key)
-                answer = await self._at_once(attempt, wait_s)
+                if wait_s or self.waiting:
+                    answer = await self._at_once(attempt, wait_s)
+                else:  # as nearly always
+                    answer = await self.balancers.charge(attempt, _OF_CHARGE)
             if not isinstance(answer, Charged):
                 answer = await self._in_line(request, key, attempt, wait_s, answer)
         except MeshError as error:
@@ -165,7 +168,7 @@ class Api:
 
     async def _tried(self, attempt: Attempt) -> Charged:
         try:
-            with self._admitted():
+            with self._admitted:
                 return await self.balancers.charge(attempt, _OF_CHARGE)
         except MeshError as error:
             raise ProblemError(problems.of_mesh(error, _OF_CHARGE)) from None
@@ -187,7 +190,7 @@ class Api:
         body = await bodies.read(request, self.balancers.timeout_s, self.large_bodies)
         bodies.require_json(request, body)
         batch = Batch()
-        with self._admitted():
+        with self._admitted:
             not_after_ms = self._not_after_ms(self.clock.now_ms())
             for item in _BATCH.decode(body, MAX_BATCH):
                 batch.add(item, self._new_id, not_after_ms)
@@ -226,7 +229,7 @@ class Api:
             substation_id=query.text("substation_id"),
         )
         query.done()
-        with self._admitted():
+        with self._admitted:
             answer = await self.balancers.call(lambda to: to.charging.ListSessions, asked, _OF_LIST)
         return _json(translate.session_list(answer))
 
@@ -234,7 +237,7 @@ class Api:
         """One session."""
         queries.none(request)
         asked = charging_pb2.GetSessionRequest(session_id=request.params["session_id"])
-        with self._admitted():
+        with self._admitted:
             answer = await self.balancers.call(lambda to: to.charging.GetSession, asked, _OF_SESSION)
         return _json(schemas.SessionReply(translate.session(answer.session)))
 
@@ -358,7 +361,9 @@ class Api:
         bodies.require_json(request, body)
         return reader.decode(body)
 
+    @cached_property
     def _admitted(self) -> "_Admitted":
+        """The same for all: it holds nothing of a call."""
         return _Admitted(self.admission, self.balancers.timeout_s)
 
     async def _stream(self, beginning: Coroutine[Any, Any, Source]) -> Response:

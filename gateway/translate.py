@@ -67,8 +67,8 @@ def charge_request(
     _set_departure(request, body)
     request.owner = ANONYMOUS
     request.attempt_id = attempt_id
-    request.not_after.seconds = not_after_ms // 1000
-    request.not_after.nanos = not_after_ms % 1000 * 1_000_000
+    not_after = request.not_after
+    not_after.seconds, not_after.nanos = not_after_ms // 1000, not_after_ms % 1000 * 1_000_000
     return request
 
 
@@ -118,13 +118,17 @@ def states(words: Iterable[schemas.SessionState]) -> list[charging_pb2.SessionSt
 # --- from the contract -----------------------------------------------------------------------------
 
 
+# To look these up takes a third of the time of formatting them.
+_MILLIS = tuple(f".{ms:03}Z" for ms in range(1000))
+
+
 def _time(at: Timestamp) -> str:
-    return f"{_second(at.seconds)}.{at.nanos // 1_000_000:03}Z"
+    return _second(at.seconds) + _MILLIS[at.nanos // 1_000_000 % 1000]
 
 
 def time(ms: int) -> str:
     """Milliseconds since 1970 as RFC 3339."""
-    return f"{_second(ms // 1000)}.{ms % 1000:03}Z"
+    return _second(ms // 1000) + _MILLIS[ms % 1000]
 
 
 @lru_cache(4096)  # what happens at one time is told many times
@@ -170,14 +174,14 @@ def session(message: charging_pb2.Session) -> schemas.Session:
 
 def placement(message: charging_pb2.Placement) -> schemas.Placement:
     """A placement as JSON."""
-    return schemas.Placement(
-        substation_id=message.substation_id,
-        policy=message.policy,
-        score=message.score,
-        utilisation_before=message.utilisation_before,
-        utilisation_after=message.utilisation_after,
-        eligible=message.eligible,
-        tried=message.tried,
+    return schemas.Placement(  # in the order of the fields, as above
+        message.substation_id,
+        message.policy,
+        message.score,
+        message.utilisation_before,
+        message.utilisation_after,
+        message.eligible,
+        message.tried,
     )
 
 
