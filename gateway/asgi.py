@@ -52,8 +52,10 @@ class Request:
 
     def header(self, name: bytes) -> str:
         """The first header of that name; empty when there is none."""
-        given = self.given(name)
-        return given[0] if given else ""
+        if self._repeats:
+            given = self.given(name)
+            return given[0] if given else ""
+        return self._first.get(name, b"").decode("latin-1")
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -98,10 +100,10 @@ class Response:
         self.reason = reason
         self.headers = [(b"content-type", media), (b"content-length", b"%d" % len(body)), *headers]
 
-    async def send(self, request: Request, send: Send) -> None:
-        """Sends it; returns when nothing of it is left to do."""
+    def send(self, request: Request, send: Send) -> Awaitable[None]:
+        """Sends it; over when nothing of it is left to do."""
         del request
-        await send({"type": WHOLE, "status": self.status, "headers": self.headers, "body": self.body})
+        return send({"type": WHOLE, "status": self.status, "headers": self.headers, "body": self.body})
 
 
 def empty(status: int, headers: Sequence[Header] = ()) -> Response:

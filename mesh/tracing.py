@@ -71,7 +71,9 @@ def came_with(text: str) -> None:
 
     Also to none: a task may begin where another one, of another trace, ends.
     """
-    here.set(text if text and _VALID.fullmatch(text) else "")
+    parent = text if text and _VALID.fullmatch(text) else ""
+    if parent or here.get():  # to set what is so already makes the task's context anew
+        here.set(parent)
 
 
 def trace_id() -> str:
