@@ -246,6 +246,22 @@ def test_the_promises_are_the_reports_and_the_reservations() -> None:
     assert (view["a:1"].promise(), view["a:1"].reserved) == (NOTHING.evenly_mj, NOTHING)
 
 
+def test_the_promises_are_kept_as_cars_come_and_go_between_two_looks() -> None:
+    view = view_of_one()
+    view.report("a:1", load(sequence=2, ahead=NOTHING), NOW)
+    known, ahead = view["a:1"], NOTHING
+    assert known.promise() == ahead.evenly_mj
+    reservations = [view.reserve("a:1", key(number), 11_000, NOW, CAR) for number in range(3)]
+    for _ in reservations:
+        ahead += CAR.outlook()
+    assert known.evenly_mj == known.promise() == ahead.evenly_mj, "as it was added to, and anew"
+    view.release(reservations.pop())
+    view.reserve("a:1", key(4), 11_000, NOW, CAR)
+    assert known.promise() == ahead.evenly_mj
+    view.report("a:1", load(sequence=3, ahead=CAR.outlook()), NOW)
+    assert known.promise() == (ahead + CAR.outlook()).evenly_mj
+
+
 def test_a_car_costs_nothing_that_fits_beside_what_is_reported_and_reserved() -> None:
     view = view_of_one()
     assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) == 0, "the report does not tell"
