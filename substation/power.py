@@ -66,7 +66,9 @@ class Power:
         self._note_cut(committed, before_w, now)
         enough = sums.wanted_w <= self.budget.cap_w
         changed = live.take_unsettled()
-        active = [session for session in (changed if enough and self._contented else live) if session.active]
+        looked_at = changed if enough and self._contented else live
+        # Where there is enough for all, most have all that they can take: nothing is to be done about them.
+        active = [session for session in looked_at if session.active and not (enough and session.unrestricted)]
         if enough and self._contented and not active:
             # As when somebody has left: the others have what they want.
             return _NOTHING

@@ -130,17 +130,23 @@ class Session:
     @property
     def committed_w(self) -> int:
         """What must be kept free for it: granted, still held, or drawn all the same."""
-        offers = self.offers
+        offers, granted_w, measured_w = self.offers, self.granted_w, self.measured_w
         if not offers:
-            return max(self.granted_w, self.measured_w)
+            return max(granted_w, measured_w) if measured_w else granted_w
         held_w = offers[0].power_w if len(offers) == 1 else self.held_w
-        return max(held_w, self.granted_w, self.measured_w)
+        # The usual case: comparing takes a third of the time of `max`, and this is asked again and again.
+        return held_w if measured_w <= held_w >= granted_w else max(held_w, granted_w, measured_w)
 
     @property
     def wanted_w(self) -> int:
         """What its car can take now: all that it said, or what it showed that it takes."""
         max_w, draws_at_most_w = self.charge.max_w, self.draws_at_most_w
         return max_w if draws_at_most_w is None else max(self.charge.floor_w, min(max_w, draws_at_most_w))
+
+    @property
+    def unrestricted(self) -> bool:
+        """Is granted all that its car said it can take, and wants all of it."""
+        return self.granted_w == self.charge.max_w and self.draws_at_most_w is None and not self.limit_reason
 
     def move(self, trigger: Trigger) -> None:
         """Changes the state along the table. IllegalMove when there is no such move."""
@@ -167,8 +173,7 @@ class Session:
 
     def delivered_at(self, now: int, scale: int) -> int:
         """The register at `now` if the car goes on, under its leases; never above what was asked."""
-        flowing_ms = min(now, self.confirmed_until_ms) - self.metered_ms
-        if flowing_ms <= 0 or self.measured_w == 0:
+        if self.measured_w == 0 or (flowing_ms := min(now, self.confirmed_until_ms) - self.metered_ms) <= 0:
             return self.delivered_mj
         register = self.delivered_mj + self.flowing_w * flowing_ms * scale
         target = self.target_mj
@@ -177,7 +182,8 @@ class Session:
     def meter(self, now: int, scale: int) -> None:
         """Carries the register to `now`."""
         if now > self.metered_ms:
-            self.delivered_mj = self.delivered_at(now, scale)
+            if self.measured_w:
+                self.delivered_mj = self.delivered_at(now, scale)
             self.metered_ms = now
 
     def satisfied_at(self, scale: int) -> int | None:
