@@ -165,9 +165,10 @@ class Curves:
 
     def count(self, need: Need, times: int) -> None:
         """Counts a car in (1) or out (-1)."""
-        rate_w = min(need.max_w, need.need_mj / max(need.left_ms, LEAST_LEFT_MS))
-        self._even.rise(0, need.need_mj / rate_w if rate_w else 0, times * rate_w)
-        self._latest.rise(need.spare_ms, need.left_ms, times * need.max_w)
+        need_mj, left_ms, max_w = need
+        rate_w = min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
+        self._even.rise(0, need_mj / rate_w if rate_w else 0, times * rate_w)
+        self._latest.rise(left_ms - need_mj // max_w, left_ms, times * max_w)
 
     def outlook(self) -> Outlook:
         return Outlook(self._even.points(), self._latest.points())

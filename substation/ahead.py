@@ -7,8 +7,8 @@ or so. In between, who came counts at once and who is done counts no more.
 from collections.abc import Iterable
 
 from mesh.outlook import Curves, Need, Outlook
-from substation.completion import need
-from substation.grants import claim
+from substation.completion import need_of
+from substation.grants import remaining_mj
 from substation.sessions import Session
 
 
@@ -27,8 +27,14 @@ class Ahead:
     def add(self, session: Session, now: int) -> None:
         """Nothing for one that wants no more."""
         if session.active:
-            asked = self._needs[session.session_id] = need(claim(session, now, self._scale), self._limit_w)
+            asked = self._needs[session.session_id] = self._need(session, now)
             self._curves.count(asked, 1)
+
+    def _need(self, session: Session, now: int) -> Need:
+        """What its claim would ask: little of a claim is needed for that."""
+        left_ms = (session.planned_departure_ms - now) * self._scale
+        remaining = remaining_mj(session, now, self._scale)
+        return need_of(remaining, left_ms, session.wanted_w, self._limit_w, assumed=session.departure_assumed)
 
     def drop(self, session_id: str) -> None:
         """It wants no more."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from mesh.outlook import Need, Outlook, outlook
 from substation.sharing import Claim
-from substation.urgency import REVIEW_S, TIGHT_MS, by_order, spare_ms
+from substation.urgency import REVIEW_S, TIGHT_MS, by_order
 
 # Rounding and the moments in which power changes hands are no reason to give a car up.
 _TOLERANCE_MS = 1_000
@@ -22,8 +22,13 @@ _RESERVE_MS = 300_000
 
 def need(claim: Claim, limit_w: int) -> Need:
     """What a claim asks of the hours ahead."""
-    power_w = max(1, min(claim.max_w, limit_w))
-    return Need(claim.remaining_mj, spare_ms(claim, limit_w) + claim.remaining_mj // power_w, power_w)
+    return need_of(claim.remaining_mj, claim.left_ms, claim.max_w, limit_w, assumed=claim.assumed)
+
+
+def need_of(remaining_mj: int, left_ms: int, max_w: int, limit_w: int, *, assumed: bool) -> Need:
+    """The same, without a claim. A car whose departure is only assumed stays until it is done."""
+    power_w = max(1, min(max_w, limit_w))
+    return Need(remaining_mj, max(left_ms, remaining_mj // power_w) if assumed else left_ms, power_w)
 
 
 def completable(needs: dict[str, Need], limit_w: int) -> tuple[list[str], int]:

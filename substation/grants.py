@@ -97,13 +97,13 @@ def claim(session: Session, now: int, scale: int) -> Claim:
         on,
         now if on else session.last_on_ms,
         session.started_ms,
-        _remaining_mj(session, now, scale),
+        remaining_mj(session, now, scale),
         (session.planned_departure_ms - now) * scale,
         session.departure_assumed,
     )
 
 
-def _remaining_mj(session: Session, now: int, scale: int) -> int:
+def remaining_mj(session: Session, now: int, scale: int) -> int:
     """Energy still wanted; for a car that charges until full what half its stay at full power would bring."""
     delivered_mj = session.delivered_at(now, scale)
     target_mj = session.target_mj
