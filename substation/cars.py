@@ -85,9 +85,11 @@ class _Car:
         return at if acts is None else min(at, acts)
 
     def pass_to(self, now: int, scale: int) -> None:
-        drawn = self.power_w * max(0, now - self.at_ms) * scale
-        self.register_mj = min(self.register_mj + drawn, max(self.need_mj, self.register_mj))
-        self.at_ms = max(self.at_ms, now)
+        if now <= self.at_ms:
+            return
+        if self.power_w and self.register_mj < self.need_mj:
+            self.register_mj = min(self.register_mj + self.power_w * (now - self.at_ms) * scale, self.need_mj)
+        self.at_ms = now
 
 
 class SimulatedCars:
@@ -143,11 +145,11 @@ class SimulatedCars:
         """What the cars did up to `now`, in order for each car."""
         events: list[CarEvent] = []
         self._now = max(self._now, now)
-        for name in self._take_due(now):
+        for _, name, due in self._take_due(now):
             car = self._cars[name]
-            at = car.next_event(self._scale)
+            at: int | None = due
             while at is not None and at <= now:
-                events += self._step(car, at)
+                self._step(car, at, events)
                 at = car.next_event(self._scale)
             self._note_due(car, at)
         return events
@@ -175,14 +177,15 @@ class SimulatedCars:
             heappop(queue)
         return None
 
-    def _take_due(self, now: int) -> list[str]:
-        """Those that do something by then, as they were plugged in."""
+    def _take_due(self, now: int) -> list[tuple[int, str, int]]:
+        """Those that do something by then, as they were plugged in: number, session id, and when it is."""
         taken = []
-        while (at := self.next_event()) is not None and at <= now:
-            _, number, name = heappop(self._queue)
-            del self._due[name]
-            taken.append((number, name))
-        return [name for _, name in sorted(taken)]
+        while self._queue and self._queue[0][0] <= now:
+            at, number, name = heappop(self._queue)
+            if self._due.get(name) == at:
+                del self._due[name]
+                taken.append((number, name, at))
+        return sorted(taken)
 
     def readings(self) -> list[Reading]:
         """All meters as of the last advance."""
@@ -190,9 +193,9 @@ class SimulatedCars:
             car.pass_to(self._now, self._scale)
         return [Reading(name, car.power_w, car.register_mj) for name, car in self._cars.items()]
 
-    def _step(self, car: _Car, at: int) -> list[CarEvent]:
+    def _step(self, car: _Car, at: int, events: list[CarEvent]) -> None:
+        """What it does at that moment, added to what happened before."""
         car.pass_to(at, self._scale)
-        events: list[CarEvent] = []
         name = car.plugged.session_id
         while car.waiting and car.waiting[0][0] <= at:
             _, offer = car.waiting.pop(0)
@@ -204,7 +207,6 @@ class SimulatedCars:
             events.append(Reading(name, wants, car.register_mj))
             if car.register_mj >= car.need_mj and car.plugged.need_mj is None:
                 events.append(Full(name))
-        return events
 
 
 def _need_mj(plugged: Plugged) -> int:

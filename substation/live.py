@@ -110,11 +110,13 @@ class Live:
 
     def take_due(self, at: int) -> Iterable[Session]:
         """Those for whom something is due by then, once; what is due for them after that is found anew."""
+        self._look()
         taken = []
-        while (due := self.next_due()) is not None and due <= at:
-            _, number, name = heappop(self._heap)
-            del self._due[name]
-            taken.append((number, self._sessions[name]))
+        while self._heap and self._heap[0][0] <= at:
+            due, number, name = heappop(self._heap)
+            if self._due.get(name) == due:
+                del self._due[name]
+                taken.append((number, self._sessions[name]))
         sessions = [session for _, session in sorted(taken, key=itemgetter(0))]
         for session in sessions:
             self.touch(session)
