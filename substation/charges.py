@@ -112,14 +112,12 @@ def _place(session: Session, load: Load, placement: charging_pb2.Placement, *, r
 
 
 class _Branch:
-    """An item's part of the trace: for its log lines, and its span where spans are made."""
+    """The part of a trace that is one item's: for its log lines, and its span where spans are made."""
 
     def __init__(self, index: int, traceparent: str) -> None:
         self._span = tracing.NOTHING
-        # One that belongs to the batch's trace, or to none, needs no context of its own.
-        self._context = copy_context() if traceparent or tracing.exporting() else None
-        if self._context is not None:
-            self._context.run(self._begin, index, traceparent)
+        self._context = copy_context()
+        self._context.run(self._begin, index, traceparent)
 
     def _begin(self, index: int, traceparent: str) -> None:
         if traceparent:
@@ -129,11 +127,20 @@ class _Branch:
 
     def run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Does something for the item."""
-        return do(*args, **kwargs) if self._context is None else self._context.run(do, *args, **kwargs)
+        return self._context.run(do, *args, **kwargs)
 
     def end(self, error: BaseException | None) -> None:
-        if self._context is not None:
-            self._context.run(self._span.__exit__, type(error) if error else None, error, None)
+        self._context.run(self._span.__exit__, type(error) if error else None, error, None)
+
+
+def _branch(index: int, traceparent: str) -> _Branch | None:
+    """None for an item that belongs to the batch's trace, or to none: it needs no context of its own."""
+    return _Branch(index, traceparent) if traceparent or tracing.exporting() else None
+
+
+def _run(branch: _Branch | None, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Does something for an item. What is done for each of them is called without this where there is no branch."""
+    return do(*args, **kwargs) if branch is None else branch.run(do, *args, **kwargs)
 
 
 @dataclass(slots=True)
@@ -146,7 +153,7 @@ class _Item:
     taken: Taken
     # By when it is to be answered, in monotonic seconds; None: whenever.
     until_s: float | None
-    branch: _Branch
+    branch: _Branch | None
 
 
 class ChargeBatch:
@@ -195,19 +202,21 @@ class ChargeBatch:
         self, index: int, item: charging_pb2.ChargeBatchItem, known: charging_pb2.ChargeBatchResponse, now: int
     ) -> None:
         """Admits an item, or finds it. What is known at once is said in `known`, else it waits."""
-        branch = _Branch(index, item.traceparent)
+        branch = _branch(index, item.traceparent)
         try:
             timeout_s = timeout_of(index, item, self._left_s)
             self._admission.enter(timeout_s)
         except MeshError as error:
-            branch.run(logs.refused, item.request.request_id, error)
-            branch.end(error)
+            _run(branch, logs.refused, item.request.request_id, error)
+            if branch is not None:
+                branch.end(error)
             known.outcomes.add(index=index, status=to_status(error))
             return
         request = item.request
         direct = not request.attempt_id
         try:
-            taken = branch.run(self._charges.take, request, now)
+            take = self._charges.take
+            taken = take(request, now) if branch is None else branch.run(take, request, now)
         except Exception as error:
             self._ended(branch, error, known.outcomes.add(index=index))
             return
@@ -230,7 +239,7 @@ class ChargeBatch:
         items, self._waiting = self._waiting, []
         if tracing.exporting():
             for item in items:
-                item.branch.run(commit.trace)
+                _run(item.branch, commit.trace)
         error = commit.done.exception()
         for item in items:
             if error is None:
@@ -251,7 +260,11 @@ class ChargeBatch:
         outcome = known.outcomes.add()
         outcome.index = item.index
         try:
-            item.branch.run(self._charges.answer, item.taken, outcome.response, direct=item.direct)
+            answer = self._charges.answer
+            if item.branch is None:
+                answer(item.taken, outcome.response, direct=item.direct)
+            else:
+                item.branch.run(answer, item.taken, outcome.response, direct=item.direct)
         except Exception as error:
             self._lost(item, error, outcome)
         else:
@@ -259,10 +272,10 @@ class ChargeBatch:
 
     def _lost(self, item: _Item, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:
         if isinstance(error, MeshError):
-            item.branch.run(self._charges.refused, item.request_id, error, direct=item.direct)
+            _run(item.branch, self._charges.refused, item.request_id, error, direct=item.direct)
         self._ended(item.branch, error, outcome)
 
-    def _ended(self, branch: _Branch, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:
+    def _ended(self, branch: _Branch | None, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:
         if not isinstance(error, MeshError):
             log.error("item failed", index=outcome.index, exc_info=error)
             error = InternalError()
@@ -270,10 +283,11 @@ class ChargeBatch:
         # Instead of what there was of a response.
         outcome.status.CopyFrom(to_status(error))
 
-    def _leave(self, branch: _Branch, error: BaseException | None) -> None:
+    def _leave(self, branch: _Branch | None, error: BaseException | None) -> None:
         served = error is None or (isinstance(error, MeshError) and error.definite)
         self._admission.leave(seconds(), served=served)
-        branch.end(error)
+        if branch is not None:
+            branch.end(error)
 
     def _with_load(self, known: charging_pb2.ChargeBatchResponse) -> charging_pb2.ChargeBatchResponse:
         if any(outcome.HasField("response") for outcome in known.outcomes):
