@@ -85,15 +85,16 @@ def parse_charge(request: charging_pb2.ChargeRequest, key: Key, now_ms: int, *, 
         if violations:
             raise InvalidRequest(*violations)
     phases = _default_phases(max_kw) if plain or not request.HasField("phases") else request.phases
+    # At least a watt, and a joule, of what is above 0.
     max_w = watts(max_kw) or 1
     given_floor = not plain and request.HasField("min_power_kw")
-    floor_w = watts(request.min_power_kw) if given_floor else phases * FLOOR_W_PER_PHASE
+    floor_w = watts(request.min_power_kw) or 1 if given_floor else phases * FLOOR_W_PER_PHASE
     return Charge(
         key,
         vehicle_id,
         None if energy_kwh is None else joules(energy_kwh) or 1,
         max_w,
-        min(max(1, floor_w), max_w),
+        min(floor_w, max_w),
         phases,
         None if plain else _departure_ms(request, now_ms),
         _ANY if plain else frozenset(request.allowed_substation_ids),

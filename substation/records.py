@@ -91,7 +91,7 @@ def session_body(session: Session) -> bytes:
         session.planned_departure_ms,
         session.attempt_id,
         session.ended_ms,
-        int(session.stop_reason),
+        session.stop_reason,
         session.duplicate_of,
         session.delivered_mj,
     )
@@ -125,7 +125,7 @@ class LiveBody:
 def _live_record(session: Session) -> LiveRecord:
     return LiveRecord(
         session.session_id,
-        int(session.state),
+        session.state,
         session.granted_w,
         session.held_w,
         session.measured_w,
@@ -133,11 +133,11 @@ def _live_record(session: Session) -> LiveRecord:
         session.metered_ms,
         session.lease_until_ms,
         session.last_offer,
-        int(session.satisfied_by),
+        session.satisfied_by,
         session.draws_at_most_w,
         session.last_on_ms,
-        int(session.limit_reason),
-        int(session.limit_source),
+        session.limit_reason,
+        session.limit_source,
     )
 
 
