@@ -218,6 +218,16 @@ def pages(ledger: Ledger) -> int:
     return int(count)
 
 
+def test_the_end_of_a_session_writes_one_page(tmp_path: Path) -> None:
+    """No index is kept up with it: disks wear, and a commit waits for what it writes."""
+    path = a_ledger(tmp_path, sessions=500)
+    ledger, body = Ledger(path), records.session_body(an_ended_session())
+    ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ledger.commit(Changes(sessions=[SessionRow(f"a.{250:09}", NOW + 1, body)]))
+    page, header_of_page, header = 4096, 24, 32
+    assert Path(f"{path}-wal").stat().st_size == header + header_of_page + page
+
+
 def test_what_ended_a_day_ago_goes_to_the_history_one_row_a_commit(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     ended = [an_ended_session(name) for name in "123"]
