@@ -35,12 +35,13 @@ class Peer:
             self.channel
         )
         self.charges = Coalescer(self.charging, together=together)
-        # The last load that came with a reply, as the message and as it is read: many replies share one.
+        # The last load that came, as the message and as it is read: many replies share one, and what a reply has told
+        # the stream of reports tells again. To compare takes a tenth of the time that it takes to read one.
         self._load: tuple[load_pb2.LoadReport, Load] | None = None
 
     def load_of(self, report: load_pb2.LoadReport) -> Load:
-        """The load that a reply carries. wire.Malformed."""
-        if self._load is None or self._load[0] is not report:
+        """The load that a reply carries, or a report. wire.Malformed."""
+        if self._load is None or (self._load[0] is not report and self._load[0] != report):
             self._load = (report, wire.load_of(report))
         return self._load[1]
 

@@ -196,7 +196,7 @@ class Subscription:
 
     def _report(self, response: reports_pb2.StreamLoadReportsResponse) -> bool:
         try:
-            load = wire.load_of(response.report)
+            load = self._peer.load_of(response.report)
         except wire.Malformed as malformed:
             self._malformed.inc()
             log.warning("report ignored", address=self._peer.address, why=str(malformed))

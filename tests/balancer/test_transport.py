@@ -392,6 +392,18 @@ async def test_each_reply_has_its_own_load_however_alike_they_are(a: Substation)
     await peers.close()
 
 
+async def test_a_report_that_says_what_the_last_one_said_is_not_read_again_and_one_that_lacks_a_number_says_less(
+    a: Substation,
+) -> None:
+    peers = Peers([a.address], Random(1))
+    first, again, less = (wire.report_of(load("a", free_charge_points=0)) for _ in range(3))
+    less.ClearField("free_charge_points")
+    assert peers[a.address].load_of(first) is peers[a.address].load_of(again)
+    with pytest.raises(wire.Malformed, match="free_charge_points"):
+        peers[a.address].load_of(less)
+    await peers.close()
+
+
 async def test_what_became_of_a_call_that_nobody_waits_for_is_no_news(balancer: Balancer, a: Substation) -> None:
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
