@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied
 from balancer.view import Reservation
@@ -186,23 +186,22 @@ class _Tries(Struct):
     survivors: tuple[str, ...] = ()
 
 
-class Attempt:
+class Attempt(Struct, eq=False):
     """One call. `parse` makes the valid charge, as of `now`, when one is needed; it may raise InvalidRequest."""
 
-    def __init__(self, desk: Desk, key: Key, attempt_id: str, parse: Callable[[int], Charge]) -> None:
-        self._desk = desk
-        self._parse = parse
-        self._charge: Charge | None = None
-        self.key = key
-        self.attempt_id = attempt_id
-        self.state = State.NEW
-        # Nobody waits for the answer any more: what was sent stands, nothing more is sent.
-        self.abandoned = False
-        self._tries = _Tries()
-        self._asked: Ask | None = None
-        self._reservation: Reservation | None = None
-        self._epoch: int | None = None
-        self._placement: Placement | None = None
+    _desk: Desk
+    key: Key
+    attempt_id: str
+    _parse: Callable[[int], Charge]
+    state: State = State.NEW
+    # Nobody waits for the answer any more: what was sent stands, nothing more is sent.
+    abandoned: bool = False
+    _charge: Charge | None = None
+    _tries: _Tries = field(default_factory=_Tries)
+    _asked: Ask | None = None
+    _reservation: Reservation | None = None
+    _epoch: int | None = None
+    _placement: Placement | None = None
 
     def begin(self, now: int) -> Step:
         """The first step. A repeat goes to where its session is; a key in doubt is resolved first."""

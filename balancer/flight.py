@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import grpc
 import structlog
+from msgspec import Struct
 
 from balancer import wire
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
@@ -38,37 +39,28 @@ _ENDS = (Answer, Fail)
 _ANSWERED = (Replied, Refused)
 
 
-class Flight:
+class Flight(Struct, eq=False):
     """`done` hears the outcome, once, also where nobody waits for it any more. `until_s` is monotonic seconds.
 
     `context` is where it is made and begins, and where all that it does is done; None for one that is part of no
     trace, which needs none of its own.
     """
 
-    def __init__(
-        self,
-        router: "Router",
-        attempt: Attempt,
-        request: "charging_pb2.ChargeRequest",
-        until_s: float,
-        done: Done,
-        context: Context | None,
-    ) -> None:
-        self._router = router
-        self.attempt = attempt
-        self._request = request
-        self._until_s = until_s
-        self._done = done
-        self._context = context
-        self._decision = Decision(attempt.key.request_id, tells=router.tells_placed)
-        # While a substation is asked: where, and the span of it.
-        self._peer: Peer | None = None
-        self._step: Step | None = None
-        self._item: Item | None = None
-        self._span: tracing.Span = tracing.NOTHING
-        self._waiting: asyncio.Task[None] | None = None
-        self._landed: tuple[asyncio.Future[None], ...] = ()
-        self.over = False
+    _router: "Router"
+    attempt: Attempt
+    _request: "charging_pb2.ChargeRequest"
+    _until_s: float
+    _done: Done
+    _context: Context | None
+    _decision: Decision
+    # While a substation is asked: where, and the span of it.
+    _peer: Peer | None = None
+    _step: Ask | None = None
+    _item: Item | None = None
+    _span: tracing.Span = tracing.NOTHING
+    _waiting: asyncio.Task[None] | None = None
+    _landed: tuple[asyncio.Future[None], ...] = ()
+    over: bool = False
 
     def begin(self) -> None:
         """Takes off, or waits until an earlier call with the same key has landed."""

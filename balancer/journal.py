@@ -7,6 +7,7 @@ import logging
 from collections.abc import Hashable
 
 import structlog
+from msgspec import Struct
 
 from balancer.attempt import Answer, Ask, Fail, Lost, Outcome, Refused, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied
@@ -134,17 +135,16 @@ def tells_placed() -> bool:
     return log.is_enabled_for(logging.INFO) or tracing.exporting()
 
 
-class Decision:
+class Decision(Struct, eq=False):
     """What became of one charge: one line when it is known, and the same in its span.
 
     Not `tells`, as of `tells_placed`: only what did not go well.
     """
 
-    def __init__(self, request_id: str, *, tells: bool) -> None:
-        self._request_id = request_id
-        self._tells = tells
-        # Who was asked and did not take it, and why.
-        self._not_at: tuple[str, ...] = ()
+    _request_id: str
+    _tells: bool
+    # Who was asked and did not take it, and why.
+    _not_at: tuple[str, ...] = ()
 
     def tried(self, step: Step, outcome: Outcome) -> None:
         """Notes a substation that was asked, where it is not the answer."""

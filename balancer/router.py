@@ -21,7 +21,7 @@ from balancer.admissions import Duplicate
 from balancer.attempt import Answer, Ask, Attempt, Late, Outcome, Step
 from balancer.desk import Desk, Doubt, Fenced, Found, Settled
 from balancer.flight import Done, Flight
-from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled, tells_placed
+from balancer.journal import Decision, EjectionJournal, News, doubt_opened, doubt_settled, tells_placed
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
@@ -113,7 +113,9 @@ class Router:
             return None
         request = self._with_attempt(request, timeout_s)
         parse = partial(parse_charge, request, key, with_body=False)  # substations compare
-        flight = Flight(self, Attempt(self._desk, key, request.attempt_id, parse), request, until_s, done, context)
+        attempt = Attempt(self._desk, key, request.attempt_id, parse)
+        decision = Decision(key.request_id, self.tells_placed)
+        flight = Flight(self, attempt, request, until_s, done, context, decision)
         flight.begin()
         return flight
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import structlog
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import tracing
@@ -78,26 +78,17 @@ class Unsent(Enum):
 Outcome = Charged | Unsent | MeshError | grpc.aio.AioRpcError
 
 
-class Item:
+class Item(Struct, eq=False):
     """One charge. `done` hears its outcome, once. `stands` is asked right before it leaves."""
 
-    __slots__ = ("done", "dropped", "heard", "request", "stands", "traceparent", "until")
-
-    def __init__(
-        self,
-        request: charging_pb2.ChargeRequest,
-        until: float,
-        done: Callable[[Outcome], None],
-        stands: Callable[[], bool] | None = None,
-    ) -> None:
-        self.request = request
-        self.until = until
-        self.done = done
-        self.stands = stands
-        self.traceparent = tracing.here.get()
-        # Nobody waits for it any more: if it has not left, it stays.
-        self.dropped = False
-        self.heard = False
+    request: charging_pb2.ChargeRequest
+    until: float
+    done: Callable[[Outcome], None]
+    stands: Callable[[], bool] | None = None
+    traceparent: str = field(default_factory=tracing.here.get)
+    # Nobody waits for it any more: if it has not left, it stays.
+    dropped: bool = False
+    heard: bool = False
 
     def hear(self, outcome: Outcome) -> None:
         """Tells it, the first time."""
