@@ -37,9 +37,9 @@ class Batch:
         for index, item in enumerate(request.items):
             context = copy_context() if item.traceparent else tracing.branch()
             if context is None:
-                self._begin(index, item, left_s, None)
+                self._begin(index, item, left_s, None, None)
             else:
-                context.run(self._begin, index, item, left_s, context)
+                context.run(self._begin_traced, index, item, left_s, context)
 
     async def responses(self) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
         """The outcomes as they come. Whoever stops reading has left."""
@@ -54,28 +54,38 @@ class Batch:
                 if flight is not None:
                     flight.abandon()
 
-    def _begin(self, index: int, item: charging_pb2.ChargeBatchItem, left_s: float, context: Context | None) -> None:
+    def _begin_traced(self, index: int, item: charging_pb2.ChargeBatchItem, left_s: float, context: Context) -> None:
         if item.traceparent:  # else it belongs to the batch's
             tracing.came_with(item.traceparent)
-        span = _span(index) if tracing.exporting() else None
+        self._begin(index, item, left_s, context, _span(index) if tracing.exporting() else None)
+
+    def _begin(
+        self,
+        index: int,
+        item: charging_pb2.ChargeBatchItem,
+        left_s: float,
+        context: Context | None,
+        span: tracing.Span | None,
+    ) -> None:
         try:
             timeout_s = timeout_of(index, item, left_s)
             self._admission.enter(timeout_s)
         except MeshError as error:
             logs.refused(item.request.request_id, error)
             self._fail(index, error)
-            _end(span, error)
+            if span is not None:
+                tracing.end(span, error)
             return
 
         def done(came: Charged | Exception) -> None:
             error = came if isinstance(came, Exception) else None
-            served = error is None or (isinstance(error, MeshError) and error.definite)
-            self._admission.leave(seconds(), served=served)
+            self._admission.leave(seconds(), served=error is None or (isinstance(error, MeshError) and error.definite))
             if isinstance(came, Exception):
                 self._fail(index, came)
             else:
                 self._tell(index, came)
-            _end(span, error)
+            if span is not None:
+                tracing.end(span, error)
 
         flight = self._router.begin(item.request, timeout_s, done, context)
         if index in self._flights:
@@ -118,8 +128,3 @@ def _span(index: int) -> tracing.Span:
     span = tracing.span("ChargeBatch item", attributes={"gridmesh.item": index})
     span.__enter__()
     return span
-
-
-def _end(span: tracing.Span | None, error: Exception | None) -> None:
-    if span is not None:
-        span.__exit__(None if error is None else type(error), error, None)

@@ -8,7 +8,7 @@ key, waits in a task. What is part of a trace runs in a context of its own, so t
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 import grpc
 import structlog
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 # A MeshError is an answer; any other exception is a defect.
 Done = Callable[[Charged | Exception], None]
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 _ENDS = (Answer, Fail)
 _ANSWERED = (Replied, Refused)
 
@@ -57,7 +57,7 @@ class Flight(Struct, eq=False):
     _peer: Peer | None = None
     _step: Ask | None = None
     _item: Item | None = None
-    _span: tracing.Span = tracing.NOTHING
+    _span: tracing.Span | None = None
     _waiting: asyncio.Task[None] | None = None
     _landed: tuple[asyncio.Future[None], ...] = ()
     over: bool = False
@@ -105,10 +105,10 @@ class Flight(Struct, eq=False):
     def _left_s(self) -> float:
         return self._until_s - seconds()
 
-    def _attended(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    def _attended(self, work: Callable[[*Args], None], *args: *Args) -> None:
         """A defect ends the flight; what was sent is in doubt."""
         try:
-            work(*args, **kwargs)
+            work(*args)
         except Exception as defect:
             self._router.interrupted(self.attempt)
             self._land(Fail(defect) if isinstance(defect, MeshError) else defect)
@@ -128,7 +128,8 @@ class Flight(Struct, eq=False):
         self._go(self._after(step, outcome))
 
     def _after(self, step: Step, outcome: Outcome) -> Step:
-        self._decision.tried(step, outcome)
+        if not isinstance(outcome, Replied):  # as it nearly always is
+            self._decision.tried(step, outcome)
         return self._router.after(self.attempt, step, outcome)
 
     def _do(self, step: Step) -> Outcome | None:
@@ -170,8 +171,9 @@ class Flight(Struct, eq=False):
             return Refused(overloaded, sent=False)
         peer.calls += 1
         self._step, self._peer = step, peer
-        self._span = tracing.calling(self._request, step.address)
-        self._span.__enter__()
+        if tracing.exporting():
+            self._span = tracing.calling(self._request, step.address)
+            self._span.__enter__()
         self._item = Item(self._request, self._until_s, self._came, self._stands)
         peer.charges.send(self._item)
         return None
@@ -188,15 +190,15 @@ class Flight(Struct, eq=False):
             self._context.run(self._attended, self._heard, came)
 
     def _heard(self, came: Came) -> None:
-        step, peer = self._step, self._peer
-        assert isinstance(step, Ask)
+        step, peer, span = self._step, self._peer, self._span
+        assert step is not None
         assert peer is not None
-        self._step = self._peer = self._item = None
+        self._step = self._peer = self._item = self._span = None
         peer.calls -= 1
         outcome = self._outcome(came, peer, step)
         peer.admission.leave(seconds(), served=isinstance(outcome, _ANSWERED))
-        error = came if isinstance(came, Exception) else None
-        self._span.__exit__(None if error is None else type(error), error, None)
+        if span is not None:
+            tracing.end(span, came if isinstance(came, Exception) else None)
         self._go(self._after(step, outcome))
 
     def _outcome(self, came: Came, peer: Peer, step: Ask) -> Outcome:

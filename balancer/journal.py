@@ -10,7 +10,7 @@ import structlog
 from msgspec import Struct
 
 from balancer.attempt import Answer, Ask, Fail, Lost, Outcome, Refused, Step, Unreached
-from balancer.desk import Desk, Doubt, Fenced, Found, Replied
+from balancer.desk import Desk, Doubt, Fenced, Found
 from balancer.view import LoadView
 from mesh import logs, tracing
 from mesh.clock import seconds
@@ -148,8 +148,6 @@ class Decision(Struct, eq=False):
 
     def tried(self, step: Step, outcome: Outcome) -> None:
         """Notes a substation that was asked, where it is not the answer."""
-        if isinstance(outcome, Replied):  # as nearly always
-            return
         match step, outcome:
             case Ask(), Refused(error):
                 why = error.reason.name

@@ -111,9 +111,12 @@ class Router:
             self.refused(error)
             done(error)
             return None
-        request = self._with_attempt(request, timeout_s)
+        attempt_id = request.attempt_id
+        if not (attempt_id and request.HasField("not_after")):
+            request = self._with_attempt(request, timeout_s)
+            attempt_id = request.attempt_id
         parse = partial(parse_charge, request, key, with_body=False)  # substations compare
-        attempt = Attempt(self._desk, key, request.attempt_id, parse)
+        attempt = Attempt(self._desk, key, attempt_id, parse)
         decision = Decision(key.request_id, self.tells_placed)
         flight = Flight(self, attempt, request, until_s, done, context, decision)
         flight.begin()
@@ -121,8 +124,6 @@ class Router:
 
     def _with_attempt(self, request: charging_pb2.ChargeRequest, timeout_s: float) -> charging_pb2.ChargeRequest:
         """The first hop names the attempt and says until when somebody waits for it."""
-        if request.attempt_id and request.HasField("not_after"):
-            return request
         arrived_ms, named = self._clock.now_ms(), charging_pb2.ChargeRequest()
         named.CopyFrom(request)
         if not named.attempt_id:
@@ -150,22 +151,20 @@ class Router:
         """The first step."""
         started = seconds()
         step = attempt.begin(self._clock.now_ms())
-        self._decided(step, started)
+        if isinstance(step, Ask):
+            self._metrics.decided(seconds() - started)
         return step
 
     def after(self, attempt: Attempt, step: Step, outcome: Outcome) -> Step:
         """The step after that one."""
         started, now = seconds(), self._clock.now_ms()
         following = attempt.after(outcome, now)
-        self._decided(following, started)
+        if isinstance(following, Ask):
+            self._metrics.decided(seconds() - started)
         self._metrics.tried(type(outcome))
         if isinstance(step, Ask):
             self._ejections.look(step.address, now)
         return following
-
-    def _decided(self, step: Step, started: float) -> None:
-        if isinstance(step, Ask):
-            self._metrics.decided(seconds() - started)
 
     def interrupted(self, attempt: Attempt) -> None:
         """It goes on no longer: what it sent is in doubt, which is settled all the same."""

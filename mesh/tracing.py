@@ -121,6 +121,11 @@ def calling(request: Message, address: str) -> Span:
     return _tracer.call(_method_of(request), Kind.CLIENT, where)
 
 
+def end(span: Span, error: BaseException | None) -> None:
+    """Of one that was entered elsewhere than in a `with`."""
+    span.__exit__(None if error is None else type(error), error, None)
+
+
 def past(name: str, started_s: float, ended_s: float, attributes: Mapping[str, Value]) -> None:
     """A part that is over; monotonic seconds."""
     if _tracer is not None:
