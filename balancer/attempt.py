@@ -264,25 +264,26 @@ class Attempt(Struct, eq=False):
     def _place(self, _: Outcome | None, now: int) -> Step:
         if self.abandoned:
             return self._fail(_given_up())
+        desk, tries = self._desk, self._tries
         charge = self._charge = self._charge or self._parse(now)
-        if self._tries.sent and not self._desk.budget.spend(now):
+        if tries.sent and not desk.budget.spend(now):
             return self._fail(self._most_useful())
-        self._desk.view.tick(now)
-        pick = self._desk.picker.pick(charge, now, self._tries.addresses)
+        desk.view.tick(now)
+        pick = desk.picker.pick(charge, now, tries.addresses)
         if isinstance(pick, MeshError):
             return self._fail(self._most_useful(pick))
-        self._reservation = self._desk.view.reserve(pick.address, self.key, charge.max_w, now, pick.need)
-        self._desk.ejections.sent(pick.address, now)
-        self._epoch = self._desk.epoch_of(pick.address)
-        self._tries.addresses += (pick.address,)
-        self._tries.sent += 1
+        address = pick.address
+        self._reservation = desk.view.reserve(address, self.key, charge.max_w, now, pick.need)
+        desk.ejections.sent(address, now)
+        self._epoch = desk.epoch_of(address)
+        tries.addresses += (address,)
+        tries.sent += 1
         self._placement = Placement(
-            pick.substation_id, pick.policy, pick.score, pick.before, pick.after, pick.eligible,
-            len(self._tries.addresses),
-        )  # fmt: skip
-        self._asked = Ask(pick.address, pick.substation_id)
+            pick.substation_id, pick.policy, pick.score, pick.before, pick.after, pick.eligible, len(tries.addresses)
+        )
+        asked = self._asked = Ask(address, pick.substation_id)
         self.state = State.ASKING
-        return self._asked
+        return asked
 
     def _repeat(self, outcome: Outcome | None, now: int) -> Step:
         found = outcome.session_id if isinstance(outcome, Found) else ""

@@ -101,7 +101,8 @@ class Batch:
         if came.load is not self._load:
             self._load = came.load
             self._keep(came.load)
-        self._known_of(index)
+        self._flights.pop(index, None)
+        self._news.set()
 
     def _keep(self, load: load_pb2.LoadReport) -> None:
         """One load per substation, the latest: replies of two commits may be told together."""
@@ -117,9 +118,6 @@ class Batch:
             log.error("item failed", index=index, exc_info=error)
             error = InternalError()
         self._known.outcomes.add(index=index, status=to_status(error))
-        self._known_of(index)
-
-    def _known_of(self, index: int) -> None:
         self._flights.pop(index, None)
         self._news.set()
 

@@ -119,7 +119,7 @@ class EjectionJournal:
 
     def look(self, address: str, now: int) -> None:
         """After a call there has ended."""
-        ejected = self._desk.ejections.ejected(address)
+        ejected = address in self._desk.ejections.out
         if ejected == (address in self._out):
             return
         line = log.bind(substation=self._desk.view[address].substation_id, address=address)

@@ -97,12 +97,12 @@ class Reservation(Struct, eq=False):
 
     def is_in(self, load: Load) -> bool:
         """Whether that report contains the session of this reservation, as far as is known."""
-        if self.epoch is None or load.epoch < self.epoch:
+        if self.epoch is None:
             return False
-        return (
-            load.epoch > self.epoch
-            or (self.sequence is not None and load.sequence >= self.sequence)
-            or (self.admission_sequence is not None and load.admission_sequence >= self.admission_sequence)
+        if load.epoch != self.epoch:
+            return load.epoch > self.epoch
+        return (self.sequence is not None and load.sequence >= self.sequence) or (
+            self.admission_sequence is not None and load.admission_sequence >= self.admission_sequence
         )
 
 
@@ -389,7 +389,8 @@ class LoadView:
         known = self._by_address[address]
         if key in known.reservations:
             raise ValueError(f"{key} is reserved at {address} already")
-        self._flush(known, now)
+        if known.held:
+            self._flush(known, now)
         reservation = Reservation(address, key, demand_w, need)
         known.reserve(reservation)
         return reservation
@@ -408,7 +409,7 @@ class LoadView:
         verdict = Received.DUPLICATE if load is known.load else self.report(address, load, now)
         if reservation.address != address:
             _drop(self._by_address[reservation.address], reservation)
-        elif known.load and reservation.is_in(known.load) and known.reservations.get(reservation.key) is reservation:
+        elif known.reservations.get(reservation.key) is reservation and known.load and reservation.is_in(known.load):
             self.foreign.count(-1, now)
             _drop(known, reservation)
         return verdict
