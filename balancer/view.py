@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -38,7 +37,7 @@ HELD_MOST = 64
 FOREIGN_MEMORY_MS = 120_000
 
 
-class Load(NamedTuple):
+class Load(Struct, frozen=True):
     """One load report, in whole watts. `generated_at_ms` is the substation's wall clock."""
 
     substation_id: str
@@ -231,7 +230,8 @@ class Known:
 
     def promise(self) -> Curve:
         """All that is promised, charged evenly; of a report that does not tell, as `time_scale` says, nothing."""
-        ahead, reserved_mj = self.load and self.load.ahead, self._reserved_evenly()
+        reserved_mj = self._reserved_evenly()
+        ahead = None if self.load is None else self.load.ahead
         if ahead is None:
             self.evenly_mj = reserved_mj
         else:

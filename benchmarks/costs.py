@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from random import Random
 
+from msgspec.structs import replace
+
 from balancer import wire
 from balancer.desk import Desk
 from balancer.pick import Pick
@@ -91,7 +93,7 @@ def _news(loads: list[Load]) -> Iterator[tuple[str, bytes]]:
     several = zip(range(count), cycle(loads), strict=False)
     return iter(
         [
-            (f"{one.substation_id}:1", wire.report_of(one._replace(sequence=2 + number)).SerializeToString())
+            (f"{one.substation_id}:1", wire.report_of(replace(one, sequence=2 + number)).SerializeToString())
             for number, one in several
         ]
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from unittest.mock import patch
 
 import msgspec
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from balancer import wire
@@ -158,7 +159,8 @@ class Behind:
     def load(self) -> load_pb2.LoadReport:
         """Its load now."""
         return wire.report_of(
-            self._load._replace(
+            replace(
+                self._load,
                 epoch=self._epoch,
                 sequence=self._admitted,
                 admission_sequence=self._admitted,

@@ -38,7 +38,7 @@ def load(substation_id: str = "a", **changed: Any) -> Load:  # noqa: ANN401
         free_charge_points=120,
         accepting=True,
     )
-    return idle._replace(**changed)
+    return replace(idle, **changed)
 
 
 def key(number: int = 0) -> Key:
