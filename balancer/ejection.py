@@ -190,7 +190,8 @@ class RetryBudget:
 
     def call(self, now: int) -> None:
         """A call has arrived."""
-        self._earn(self.PER_CALL, now)
+        if self._tries < self.MOST:  # else it can earn nothing, nor can the time since then
+            self._earn(self.PER_CALL, now)
 
     def spend(self, now: int) -> bool:
         """Takes one try; False when none is left."""

@@ -232,15 +232,15 @@ class Flight(Struct, eq=False):
         for future in self._landed:
             if not future.done():
                 future.set_result(None)
-        if isinstance(step, Exception):
-            self._done(step)
-            return
-        self._decision.made(step)
-        if isinstance(step, Fail):
+        if isinstance(step, Answer):
+            self._decision.answered(step)
+            self._done(self._router.reply(step))
+        elif isinstance(step, Fail):
+            self._decision.failed(step.error)
             self._router.refused(step.error)
             self._done(step.error)
         else:
-            self._done(self._router.reply(step))
+            self._done(step)
 
 
 def _replied(came: Charged, peer: Peer) -> Outcome:

@@ -9,11 +9,12 @@ from collections.abc import Hashable
 import structlog
 from msgspec import Struct
 
-from balancer.attempt import Answer, Ask, Fail, Lost, Outcome, Refused, Step, Unreached
+from balancer.attempt import Answer, Ask, Lost, Outcome, Refused, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found
 from balancer.view import LoadView
 from mesh import logs, tracing
 from mesh.clock import seconds
+from mesh.errors import MeshError
 from mesh.model import ReportState
 
 log = structlog.get_logger()
@@ -158,15 +159,19 @@ class Decision(Struct, eq=False):
         self._not_at += (f"{step.substation_id} {why}",)
         tracing.current.get().event("not taken", {"gridmesh.substation": step.substation_id, "gridmesh.reason": why})
 
-    def made(self, step: Answer | Fail) -> None:
-        """It is known."""
-        not_at = {"not_at": self._not_at} if self._not_at else {}
-        if isinstance(step, Fail):
-            logs.refused(self._request_id, step.error, **not_at)
-        elif self._tells:
-            self._answered(step, not_at)
+    def failed(self, error: MeshError) -> None:
+        """It is known: nowhere."""
+        logs.refused(self._request_id, error, **self._others())
 
-    def _answered(self, answer: Answer, not_at: dict[str, tuple[str, ...]]) -> None:
+    def answered(self, answer: Answer) -> None:
+        """It is known where."""
+        if self._tells:
+            self._tell(answer)
+
+    def _others(self) -> dict[str, tuple[str, ...]]:
+        return {"not_at": self._not_at} if self._not_at else {}
+
+    def _tell(self, answer: Answer) -> None:
         placement, session_id = answer.placement, answer.reply.response.session.session_id
         why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
         if not answer.repeated:
@@ -178,7 +183,7 @@ class Decision(Struct, eq=False):
                 "tried": placement.tried,
             }
         event = "repeated" if answer.repeated else "placed"
-        log.info(event, request_id=self._request_id, session_id=session_id, **why, **not_at)
+        log.info(event, request_id=self._request_id, session_id=session_id, **why, **self._others())
         if tracing.exporting():
             span = tracing.current.get()
             for name, value in {**why, "session_id": session_id, "request_id": self._request_id}.items():

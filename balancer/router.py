@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Coroutine
 from contextvars import Context
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -26,7 +25,7 @@ from balancer.metrics import BalancerMetrics
 from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh import logs, tracing
-from mesh.charge import Key
+from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
 from mesh.coalescing import Charged
 from mesh.errors import MeshError
@@ -115,7 +114,10 @@ class Router:
         if not (attempt_id and request.HasField("not_after")):
             request = self._with_attempt(request, timeout_s)
             attempt_id = request.attempt_id
-        parse = partial(parse_charge, request, key, with_body=False)  # substations compare
+
+        def parse(now: int) -> Charge:
+            return parse_charge(request, key, now, with_body=False)  # substations compare
+
         attempt = Attempt(self._desk, key, attempt_id, parse)
         decision = Decision(key.request_id, self.tells_placed)
         flight = Flight(self, attempt, request, until_s, done, context, decision)
