@@ -195,16 +195,14 @@ class Flight(Struct, eq=False):
         assert peer is not None
         self._step = self._peer = self._item = self._span = None
         peer.calls -= 1
-        outcome = self._outcome(came, peer, step)
+        outcome = _replied(came, peer) if isinstance(came, Charged) else self._unserved(came, step)
         peer.admission.leave(seconds(), served=isinstance(outcome, _ANSWERED))
         if span is not None:
             tracing.end(span, came if isinstance(came, Exception) else None)
         self._go(self._after(step, outcome))
 
-    def _outcome(self, came: Came, peer: Peer, step: Ask) -> Outcome:
+    def _unserved(self, came: Unsent | MeshError | grpc.aio.AioRpcError, step: Ask) -> Outcome:
         match came:
-            case Charged():
-                return _replied(came, peer)
             case MeshError():
                 outcome: Outcome = Refused(came)
             case Unsent.LATE:

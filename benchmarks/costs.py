@@ -65,7 +65,7 @@ def measure(substations: int) -> Costs:
     for one in loads:
         # Decoded, for numbers of the kind that come over the wire.
         desk.reported(f"{one.substation_id}:1", wire.load_of(wire.report_of(one)), NOW)
-    cars = {name: a_car()._replace(**asked) for name, asked in KINDS.items()}  # type: ignore[arg-type]
+    cars = {name: replace(a_car(), **asked) for name, asked in KINDS.items()}
     picks = {name: least_us(lambda car=car: desk.picker.pick(car, NOW)) for name, car in cars.items()}  # type: ignore[misc]
     return Costs(substations, picks, _reservation_us(desk, cars["energy and departure"]), _report_us(desk, loads))
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from msgspec import Struct
+
 
 class Key(NamedTuple):
     """What makes two requests the same one."""
@@ -10,7 +12,7 @@ class Key(NamedTuple):
     request_id: str
 
 
-class Charge(NamedTuple):
+class Charge(Struct, frozen=True):
     """One car that asks to charge, defaults filled in. `mesh.requests` makes it from the contract's message."""
 
     key: Key

@@ -53,8 +53,8 @@ class Need(NamedTuple):
 
     def evenly_mj(self) -> Curve:
         """Charged at a constant power until it leaves."""
-        need_mj = self.need_mj
-        rate_w = min(self.max_w, need_mj / max(self.left_ms, LEAST_LEFT_MS))
+        need_mj, left_ms, max_w = self
+        rate_w = min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
         risen = bisect_right(GRID_MS, need_mj / rate_w)
         return (*[int(rate_w * t) for t in GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen))
 

@@ -10,6 +10,8 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from balancer.admissions import Duplicate
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Outcome, Resolve, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found, Settled
@@ -90,7 +92,7 @@ class Balancer:
             reply(_UNDER_WAY)
             return
         if not charge.attempt_id:
-            charge = charge._replace(attempt_id=ids.uuid7(now, self._rng))
+            charge = replace(charge, attempt_id=ids.uuid7(now, self._rng))
         self._flights[charge.key] = []
         call = _Call(Attempt(self.desk, charge.key, charge.attempt_id, lambda _: charge), charge, reply, deadline_ms)
         self._do(call, call.attempt.begin(now))

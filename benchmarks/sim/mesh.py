@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from msgspec.structs import replace
+
 from balancer.attempt import Answer, Fail
 from balancer.desk import Desk
 from benchmarks.sim.balancer import Balancer, Reply, Tally
@@ -119,7 +121,7 @@ class Client:
 
     def __init__(self, mesh: "Mesh", charge: Charge, until_ms: int, told: Told) -> None:
         self._mesh = mesh
-        self._charge = charge._replace(attempt_id="")
+        self._charge = replace(charge, attempt_id="")
         self._until_ms = until_ms
         self._told = told
         self._tries = 0

@@ -10,6 +10,8 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
+from msgspec import structs
+
 from benchmarks.sim.cars import Manners
 from benchmarks.sim.loop import Loop
 from benchmarks.sim.mesh import Mesh, Plan
@@ -184,7 +186,7 @@ class Month:
         visit = replace(served.visit, says_leaves_ms=None, says_energy_j=wants_j)
         charge = self._charge(visit, f"{visit.name} again")
         if self._placement is None:
-            self._ask_mesh(served, charge._replace(allowed=frozenset([served.placed])))
+            self._ask_mesh(served, structs.replace(charge, allowed=frozenset([served.placed])))
         else:
             self._ask(served, charge, served.placed)
 

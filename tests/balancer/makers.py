@@ -60,7 +60,7 @@ def charge(number: int = 0, **changed: Any) -> Charge:  # noqa: ANN401
         attempt_id=attempt_id(number),
         body=b"",
     )
-    return car._replace(**changed)
+    return replace(car, **changed)
 
 
 def attempt_id(number: int = 0) -> str:

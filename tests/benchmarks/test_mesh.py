@@ -5,6 +5,7 @@ from functools import partial
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from balancer.attempt import Answer, Fail
 from benchmarks.faults import LATE, OBEDIENT, SCENARIOS, Faults, Scenario, run, some_days
@@ -183,7 +184,7 @@ def test_a_client_whose_balancer_has_not_heard_of_the_end_is_told_of_the_survivo
     assert late.balancer.desk.index.find(a_charge("1").key) is None
     heard: list[Answer | Fail] = []
     rig.mesh._needs_mj[a_charge("1").key] = 10**12
-    late.balancer.charge(a_charge("1")._replace(attempt_id=""), heard.append, rig.loop.now + 9_900)
+    late.balancer.charge(replace(a_charge("1"), attempt_id=""), heard.append, rig.loop.now + 9_900)
     rig.run(1_000)
     assert [isinstance(step, Answer) and step.reply for step in heard] == [survivor]
 
@@ -232,7 +233,7 @@ def test_a_call_with_a_key_that_is_under_way_waits_for_the_first() -> None:
     heard: list[Answer | Fail] = []
     rig.mesh._needs_mj[a_charge("1").key] = 10**12
     for _ in range(2):
-        balancer.charge(a_charge("1")._replace(attempt_id=""), heard.append, rig.loop.now + 9_900)
+        balancer.charge(replace(a_charge("1"), attempt_id=""), heard.append, rig.loop.now + 9_900)
     rig.run(1_000)
     assert [isinstance(step, Answer) and step.repeated for step in heard] == [False, True]
     assert len(rig.sessions()) == 1

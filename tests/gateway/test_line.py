@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.line import PAUSE_MS, Line, Place
 from mesh.charge import Charge, Key
@@ -25,7 +26,7 @@ CAR = Charge(
 
 
 def car(*allowed: str, floor_w: int = 4_140) -> Charge:
-    return CAR._replace(allowed=frozenset(allowed), floor_w=floor_w)
+    return replace(CAR, allowed=frozenset(allowed), floor_w=floor_w)
 
 
 def joined(line: Line, *charges: Charge) -> list[Place]:
