@@ -217,7 +217,7 @@ def _carry_on(session: Session, r: LiveRecord) -> None:
     session.metered_ms = r.metered_ms
     session.last_offer = r.last_offer
     # One offer stands for all that the car may still hold.
-    session.offers = [Offer(r.last_offer, r.held_w, r.lease_until_ms)] if r.held_w else []
+    session.offers = (Offer(r.last_offer, r.held_w, r.lease_until_ms),) if r.held_w else ()
     session.confirmed_until_ms = r.lease_until_ms
     session.satisfied_by = StopReason(r.satisfied_by)
     session.draws_at_most_w = r.draws_at_most_w

@@ -5,7 +5,7 @@ watts, energy whole millijoules, time wall milliseconds. `scale` is how many sec
 in one second.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import IntEnum, auto
 from operator import attrgetter
 from typing import NamedTuple
@@ -82,7 +82,7 @@ class Session:
     # Why it is satisfied, once it is.
     satisfied_by: StopReason = StopReason.UNSPECIFIED
     # Offers that the car may still act on: the last confirmed one and all later.
-    offers: list[Offer] = field(default_factory=list)
+    offers: tuple[Offer, ...] = ()
     last_offer: int = 0
     # Until then the car may draw, as far as it has confirmed: what was sent after that may never have arrived.
     confirmed_until_ms: int = 0
@@ -207,19 +207,19 @@ class Session:
         """A new offer, counted until it is replaced by a later one that the car confirmed, or lapses."""
         self.last_offer += 1
         offer = Offer(self.last_offer, power_w, valid_until_ms)
-        self.offers.append(offer)
+        self.offers = (*self.offers, offer)
         return offer
 
     def confirm(self, number: int) -> None:
         """The car acts on offer `number`: earlier ones no longer count."""
         if self.offers and self.offers[0].number < number:
-            self.offers = [offer for offer in self.offers if offer.number >= number]
+            self.offers = tuple([offer for offer in self.offers if offer.number >= number])
         if self.offers and self.offers[0].number == number:
             self.confirmed_until_ms = self.offers[0].valid_until_ms
 
     def lapse(self, now: int) -> None:
         """Forgets offers whose lease is over."""
-        self.offers = [offer for offer in self.offers if offer.valid_until_ms > now]
+        self.offers = tuple([offer for offer in self.offers if offer.valid_until_ms > now])
 
     def lapses_at(self) -> int | None:
         """When the next lease is over that still counts more than the grant does."""
@@ -229,7 +229,7 @@ class Session:
         return min([o.valid_until_ms for o in offers if o.power_w > granted_w], default=None)
 
 
-_values = attrgetter(*(field.name for field in fields(Session)))
+_values = attrgetter(*(one.name for one in fields(Session)))
 
 
 def copied(session: Session) -> Session:

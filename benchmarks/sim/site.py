@@ -110,7 +110,7 @@ class Site:
 
     def _cut_leases(self, until: int) -> None:
         for session in self.up().sessions():
-            session.offers = [offer._replace(valid_until_ms=until) for offer in session.offers]
+            session.offers = tuple([offer._replace(valid_until_ms=until) for offer in session.offers])
             session.confirmed_until_ms = min(session.confirmed_until_ms, until)
         self.cars.cut_leases(until)
 

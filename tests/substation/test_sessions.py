@@ -24,7 +24,7 @@ LEGAL = {
 
 def a_session(**changes: object) -> Session:
     session = Session("a.x", a_charge(), NOW, NOW, "", metered_ms=NOW)
-    session.offers = [Offer(1, 11_000, NOW + 10**10)]
+    session.offers = (Offer(1, 11_000, NOW + 10**10),)
     session.confirmed_until_ms = NOW + 10**10
     for name, value in changes.items():
         setattr(session, name, value)
@@ -76,13 +76,13 @@ def test_a_car_that_draws_nothing_is_not_predicted_but_one_that_has_all_is() -> 
     assert a_session(measured_w=1).done_at(scale=1) == NOW + 36_000_000_000
     until_full = Session("a.x", a_charge(energy_j=None), NOW, NOW, "", metered_ms=NOW, measured_w=5)
     assert until_full.satisfied_at(scale=1) is None
-    until_full.offers = [Offer(1, 5, NOW + 800)]
+    until_full.offers = (Offer(1, 5, NOW + 800),)
     until_full.confirm(1)
     assert until_full.delivered_at(NOW + 1_000, 1) == 4_000
 
 
 def test_nothing_is_counted_beyond_the_last_lease_that_was_confirmed() -> None:
-    session = a_session(measured_w=10_000, offers=[Offer(1, 10_000, NOW + 3_000), Offer(2, 10_000, NOW + 5_000)])
+    session = a_session(measured_w=10_000, offers=(Offer(1, 10_000, NOW + 3_000), Offer(2, 10_000, NOW + 5_000)))
     session.confirm(2)
     session.offer(10_000, NOW + 9_000)
     assert session.delivered_at(NOW + 60_000, scale=1) == 10_000 * 5_000
@@ -91,7 +91,7 @@ def test_nothing_is_counted_beyond_the_last_lease_that_was_confirmed() -> None:
 
 
 def test_an_offer_counts_until_a_later_one_is_confirmed_or_its_lease_is_over() -> None:
-    session = a_session(offers=[])
+    session = a_session(offers=())
     first = session.offer(9_000, NOW + 10_000)
     second = session.offer(4_000, NOW + 13_000)
     session.granted_w = 4_000
