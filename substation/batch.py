@@ -10,7 +10,7 @@ from mesh.errors import MeshError
 from substation import records
 from substation.keys import REMEMBER_MS
 from substation.ledger import Changes, SessionRow
-from substation.sessions import Session, copied
+from substation.sessions import Session, copied, kept
 from substation.station import Station
 
 
@@ -128,7 +128,7 @@ class Batch:
             self.changed[session.session_id] = session
         # Those of a commit that failed may have ended since, or been withdrawn.
         live = {name: copied(session) for name, session in self.changed.items() if station.lives(name)}
-        rows = [live.get(name) or copied(session) for name, session in self.sessions.items()]
+        rows = [live.get(name) or kept(session) for name, session in self.sessions.items()]
         return Copies(list(live.values()), sorted(rows, key=lambda session: session.admission_sequence))
 
     def changes(self, station: Station, copies: Copies, live: records.LiveBody, now: int) -> Changes:

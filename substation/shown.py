@@ -7,17 +7,20 @@ from itertools import takewhile
 
 from mesh.errors import NotFound
 from mesh.model import ErrorReason
-from substation.sessions import Session, copied
+from substation.sessions import Session, kept
 
 # Entries of the stream of admissions that can be resumed from.
 _ADMISSIONS_HELD = 10_000
 
 
 class Shown:
-    """Copies of sessions, each as it was in the last commit; only the measured power is as of now."""
+    """Sessions, each as it was in the last commit; only the measured power is as of now.
+
+    Copies of those that lived then; of one that had ended the station's own, as it does not change any more.
+    """
 
     def __init__(self, sessions: Iterable[Session]) -> None:
-        self._sessions = {session.session_id: copied(session) for session in sessions}
+        self._sessions = {session.session_id: kept(session) for session in sessions}
         self._admissions: deque[Session] = deque(maxlen=_ADMISSIONS_HELD)
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._listeners: set[asyncio.Event] = set()

@@ -38,7 +38,7 @@ from substation.limits import Limit, Limits
 from substation.live import Live
 from substation.load import Load, Sums
 from substation.power import Power
-from substation.sessions import Session, Trigger
+from substation.sessions import Session, Trigger, copied
 from substation.sharing import EqualShare, SharingPolicy
 
 # Later than that for what was due: the process stood still.
@@ -130,9 +130,11 @@ class Station:
         session = self._keys.same_request(key, body)
         raised = attempt_id > session.attempt_id
         if raised:
-            session.attempt_id = attempt_id
             if session.live:
                 self._live.touch(session)
+            else:
+                session = self._another(session)
+            session.attempt_id = attempt_id
             self._number(session)
         self._events.append(Repeated(session, raised))
         return self._take()
@@ -556,6 +558,13 @@ class Station:
         self._touched.pop(session.session_id, None)
         self._number(session)
         self._events.append(Ended(session))
+
+    def _another(self, ended: Session) -> Session:
+        """Stands for one that has ended, which is shown, or being written, as it is."""
+        session = copied(ended)
+        self._ended[session.session_id] = session
+        self._keys.add(session)
+        return session
 
     def _number(self, session: Session) -> None:
         """A new entry in the stream of admissions."""

@@ -23,7 +23,7 @@ from substation.limits import Limit
 from substation.metrics import SubstationMetrics
 from substation.sessions import Offer, Session
 from substation.station import Station, StationConfig
-from tests.substation.rig import a_charge
+from tests.substation.rig import a_charge, an_attempt
 
 
 class Plant:
@@ -267,6 +267,41 @@ async def test_a_repeat_of_an_admission_that_failed_does_not_bring_it_back(tmp_p
         await until(lambda: not engine.report().load.not_accepting, 5)
         assert rows(tmp_path) == {}
         assert engine.shown.admissions_after(0) == []
+
+
+async def test_a_repeat_that_raises_the_attempt_of_what_has_ended_is_shown_once_it_is_on_disk(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        session, _ = await charge(engine, a_charge(attempt=1))
+        ended = await engine.stop_session(session.session_id, StopReason.REMOTE)
+        async with a_slow_disk(engine):
+            repeat = asyncio.create_task(repeated_item(engine, a_charge(attempt=2)))
+            await until(lambda: engine._station.session(session.session_id).attempt_id == an_attempt(2), 2)
+            assert not engine.repeat(session.charge.key, b"body", an_attempt(2), SystemClock().now_ms()).kept
+            assert engine.shown.session(session.session_id).attempt_id == an_attempt(1)
+        raised = await repeat
+        assert (raised.attempt_id, raised.ended_ms) == (an_attempt(2), ended.ended_ms)
+        assert engine.shown.session(session.session_id) is raised
+        assert rows(tmp_path)[session.session_id].attempt_id == an_attempt(2)
+        # What was said of it before stays as it was said.
+        entries = engine.shown.admissions_after(0) or []
+        assert [(entry.attempt_id, entry.live) for entry in entries] == [
+            (an_attempt(1), True),
+            (an_attempt(1), False),
+            (an_attempt(2), False),
+        ]
+
+
+async def test_a_raised_attempt_that_the_disk_did_not_take_is_not_shown(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        session, _ = await charge(engine, a_charge(attempt=1))
+        await engine.stop_session(session.session_id, StopReason.REMOTE)
+        protect_disk(engine, True)
+        with pytest.raises(Unavailable):
+            await repeated_item(engine, a_charge(attempt=2))
+        assert engine.shown.session(session.session_id).attempt_id == an_attempt(1)
+        protect_disk(engine, False)
+        await until(lambda: engine.shown.session(session.session_id).attempt_id == an_attempt(2), 5)
+        assert rows(tmp_path)[session.session_id].attempt_id == an_attempt(2)
 
 
 async def test_after_a_restart_the_meters_are_read_and_registers_have_not_gone_back(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_the_same_key_gets_the_same_session_and_raises_its_attempt() -> None:
     assert first.attempt_id == an_attempt(7)
 
 
+def test_a_raised_attempt_replaces_what_has_ended_and_does_not_change_it() -> None:
+    rig = Rig()
+    ended = rig.charge(a_charge(attempt=5))
+    rig.do(rig.station.stop(ended.session_id, StopReason.REMOTE, rig.now))
+    [again] = rig.station.repeat(ended.charge.key, b"body", an_attempt(7), rig.now)
+    assert isinstance(again, ev.Repeated)
+    assert (ended.attempt_id, again.session.attempt_id) == (an_attempt(5), an_attempt(7))
+    assert again.session.admission_sequence > ended.admission_sequence
+    assert rig.station.session(ended.session_id) is again.session
+    assert rig.station.repeat(ended.charge.key, b"body", an_attempt(6), rig.now) == [ev.Repeated(again.session, False)]
+
+
 def test_a_key_used_for_another_car_changes_nothing() -> None:
     rig = Rig()
     rig.charge(a_charge())
