@@ -9,7 +9,7 @@ noted too: they may be ahead of the stream.
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from mesh.charge import Key
 from mesh.ids import substation_of
@@ -18,7 +18,7 @@ from mesh.model import StopReason
 REMEMBERED_MS = 24 * 3_600_000
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, gc=False):
     """One key's session on one substation. `ended_at_ms` is wall time, None while it lives."""
 
     key: Key
@@ -185,8 +185,10 @@ class AdmissionIndex:
         """Whether it is news. `at`: its substation."""
         key, entries = entry.key, at.entries
         before = entries.get(key)
-        if before is not None and not before.noted and (before.epoch, before.sequence) > (entry.epoch, entry.sequence):
-            return False
+        if before is not None:
+            if not before.noted and (before.epoch, before.sequence) > (entry.epoch, entry.sequence):
+                return False
+            entry = _sharing(entry, before)
         entries[key] = entry
         known = self._by_key.get(key)
         if known is None or (len(known) == 1 and known[0] is before):  # as nearly always
@@ -203,6 +205,13 @@ class AdmissionIndex:
             self._by_key[entry.key] = left
         else:
             del self._by_key[entry.key]
+
+
+def _sharing(entry: Entry, before: Entry) -> Entry:
+    """The same, with the strings of the one that it replaces, as they are kept for a day."""
+    if entry.session_id != before.session_id or entry.attempt_id != before.attempt_id:
+        return entry
+    return structs.replace(entry, key=before.key, session_id=before.session_id, attempt_id=before.attempt_id)
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, str, str]:

@@ -3,6 +3,7 @@
 from enum import IntEnum
 from functools import partial
 from operator import mul
+from sys import intern
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -157,7 +158,7 @@ def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
     substation_id = substation_of(session_id)
     if substation_id is None:
         raise Malformed(f"admission with session_id {session_id[:80]!r}")
-    key = Key(admission.owner, admission.request_id)
+    substation_id, key = intern(substation_id), Key(intern(admission.owner), admission.request_id)
     # In order: names take as long as the rest of it.
     if not admission.HasField("ended_at"):
         return Entry(key, session_id, substation_id, admission.attempt_id, epoch, admission.sequence)

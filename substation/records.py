@@ -1,6 +1,7 @@
 """Sessions and limits as the ledger keeps them: msgpack of plain structs, versioned by the ledger's schema."""
 
 from collections.abc import Iterable
+from sys import intern
 
 import msgspec
 
@@ -181,7 +182,7 @@ def read_sessions(bodies: Iterable[bytes], live: bytes | None) -> list[Session]:
 
 def _session(r: SessionRecord) -> Session:
     charge = Charge(
-        key=Key(r.owner, r.request_id),
+        key=Key(intern(r.owner), r.request_id),
         vehicle_id=r.vehicle_id,
         energy_j=r.energy_j,
         max_w=r.max_w,
