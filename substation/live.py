@@ -30,7 +30,9 @@ class Live:
         self._heap: list[tuple[int, int, str]] = []
         self._numbers: dict[str, int] = {}
         self._count = 0
-        # Touched since the sums were added up, since the power was shared, and since the last `take_changed`.
+        # Touched just now; then those touched since the sums were added up, since the power was shared, and since the
+        # last `take_changed`.
+        self._touched: dict[str, Session] = {}
         self._stale: dict[str, Session] = {}
         self._unsettled: dict[str, Session] = {}
         self._changed: dict[str, Session] = {}
@@ -61,27 +63,34 @@ class Live:
         del self._numbers[name]
         self._due.pop(name, None)
         self._planned.pop(name, None)
-        for touched in (self._stale, self._unsettled, self._changed):
+        for touched in (self._touched, self._stale, self._unsettled, self._changed):
             touched.pop(name, None)
         if (counted := self._parts.pop(name, None)) is not None:
             self._sums.add(counted, -1)
 
     def touch(self, session: Session) -> None:
         """It is about to change, or has just changed."""
-        name = session.session_id
-        self._stale[name] = self._unsettled[name] = self._changed[name] = session
+        self._touched[session.session_id] = session
 
     def touch_all(self) -> None:
-        for session in self._sessions.values():
-            self.touch(session)
+        self._touched.update(self._sessions)
+
+    def _spread(self) -> None:
+        """Tells all who look at what was touched: they look less often than a session is touched."""
+        if self._touched:
+            for touched in (self._stale, self._unsettled, self._changed):
+                touched.update(self._touched)
+            self._touched.clear()
 
     def take_changed(self) -> Collection[Session]:
         """Those touched since this was asked the last time."""
+        self._spread()
         changed, self._changed = self._changed, {}
         return changed.values()
 
     def take_unsettled(self) -> Collection[Session]:
         """Those touched since this was asked the last time."""
+        self._spread()
         unsettled, self._unsettled = self._unsettled, {}
         return unsettled.values()
 
@@ -123,6 +132,7 @@ class Live:
         return sessions
 
     def _look(self) -> None:
+        self._spread()
         if not self._stale:
             return
         stale, self._stale = self._stale, {}
