@@ -143,10 +143,11 @@ def raise_(active: Sequence[Session], targets: dict[str, int], free_w: int) -> l
     for session in sorted(rising, key=lambda s: (s.granted_w, s.last_on_ms, s.session_id)):
         target = targets[session.session_id]
         # What it still holds of an earlier grant is committed anyway.
-        power = min(target, session.committed_w + free_w)
+        committed_w = session.committed_w
+        power = min(target, committed_w + free_w)
         if power < session.charge.floor_w or (power < target and power - session.granted_w < LEAST_RAISE_W):
             continue
-        free_w -= max(0, power - session.committed_w)
+        free_w -= max(0, power - committed_w)
         if session.granted_w == 0:
             session.move(Trigger.GRANT)
         session.granted_w = power

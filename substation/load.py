@@ -84,12 +84,26 @@ class Sums:
         """Counts one and the same session anew."""
         self.committed_w += now[0] - before[0]
         self.measured_w += now[1] - before[1]
+        was, active = before[2], now[2]
         # A car draws more or less far more often than anything else about it changes.
-        if now[2] != before[2]:
-            if before[2] is not None:
-                self._add_active(before[2], -1)
-            if now[2] is not None:
-                self._add_active(now[2], 1)
+        if active == was:
+            return
+        if was is not None and active is not None:
+            self._replace_active(was, active)
+        elif was is not None:
+            self._add_active(was, -1)
+        elif active is not None:
+            self._add_active(active, 1)
+
+    def _replace_active(self, was: ActivePart, active: ActivePart) -> None:
+        """What it asked for does not change."""
+        *_, was_granted_w, was_wanted_w, was_overdraw_w, was_reason = was
+        *_, granted_w, wanted_w, overdraw_w, reason = active
+        self.granted_w += granted_w - was_granted_w
+        self.wanted_w += wanted_w - was_wanted_w
+        self.overdraw_w += overdraw_w - was_overdraw_w
+        self.curtailed[was_reason] -= 1
+        self.curtailed[reason] += 1
 
     def _add_active(self, active: ActivePart, times: int) -> None:
         demand_w, required_w, floor_w, granted_w, wanted_w, overdraw_w, reason = active
