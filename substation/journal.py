@@ -23,6 +23,8 @@ class SessionJournal:
 
     def __init__(self, live: Iterable[Session]) -> None:
         self._told = {session.session_id: session.state for session in live}
+        # Not the proxy, which looks for its logger each time it is asked anything.
+        self._log: structlog.typing.FilteringBoundLogger = log.bind()
 
     def changed(self, session: Session) -> None:
         """Something of a live session changed."""
@@ -30,21 +32,21 @@ class SessionJournal:
         if state is before:
             return
         self._told[session.session_id] = state
-        if (before is None and state is SessionState.CHARGING) or not log.is_enabled_for(logging.INFO):
+        if (before is None and state is SessionState.CHARGING) or not self._log.is_enabled_for(logging.INFO):
             return
         was = {} if before is None else {"was": before.name}
-        log.info(f"session {state.name.lower()}", **_of(session), **was, **_why(session))
+        self._log.info(f"session {state.name.lower()}", **_of(session), **was, **_why(session))
 
     def withdrawn(self, session: Session) -> None:
         """Its admission could not be kept, so nobody was told of it."""
         self._told.pop(session.session_id, None)
-        log.warning("admission withdrawn: the ledger did not take it", **_of(session))
+        self._log.warning("admission withdrawn: the ledger did not take it", **_of(session))
 
     def ended(self, session: Session) -> None:
         """It is over."""
         self._told.pop(session.session_id, None)
         event = _ALARMING.get(session.stop_reason)
-        if not (event or log.is_enabled_for(logging.INFO)):
+        if not (event or self._log.is_enabled_for(logging.INFO)):
             return
         why: dict[str, object] = {
             "reason": session.stop_reason.name,
@@ -52,7 +54,7 @@ class SessionJournal:
         }
         if session.stop_reason is StopReason.DUPLICATE:
             why["survivor"] = session.duplicate_of
-        (log.warning if event else log.info)(event or "session ended", **_of(session), **why)
+        (self._log.warning if event else self._log.info)(event or "session ended", **_of(session), **why)
 
 
 def _of(session: Session) -> dict[str, str]:
