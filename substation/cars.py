@@ -7,8 +7,9 @@ A car's character comes from its session id: the same after a restart.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import NamedTuple
 from zlib import crc32
+
+from msgspec import Struct
 
 from mesh.units import JOULES_PER_KWH
 from substation.events import CarEvent, Confirmed, Full, Reading
@@ -22,7 +23,7 @@ _NEED_KWH = (8.0, 40.0)
 _EFFICIENCY = (0.97, 1.0)
 
 
-class Plugged(NamedTuple):
+class Plugged(Struct, frozen=True, gc=False):
     """A car at its plug, new or found again after a restart. `need_mj` None: until full."""
 
     session_id: str

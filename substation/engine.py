@@ -12,6 +12,7 @@ from contextvars import copy_context
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from mesh.charge import Charge, Key
 from mesh.clock import Clock, seconds
@@ -601,7 +602,8 @@ def _arrived(session: Session) -> Plugged:
 
 def _found(session: Session, now: int) -> Plugged:
     """A car as the ledger last knew it, with what it may still hold. A clock that was set back is no future."""
-    return _arrived(session)._replace(
+    return structs.replace(
+        _arrived(session),
         at_ms=min(session.metered_ms, now),
         register_mj=session.delivered_mj,
         power_w=session.measured_w,
