@@ -574,7 +574,7 @@ class Station:
     def _open(self, session: Session) -> None:
         """Opens the contactor, the charge point's own switch: nothing flows from here on."""
         session.granted_w = session.measured_w = 0
-        session.offers = ()
+        session.offers, session.confirmed_until_ms = (), 0
         session.undrawn_since_ms = session.obey_by_ms = None
         session.overdraw_w = 0
         session.limit_reason, session.limit_source = session.limit_reason.UNSPECIFIED, LimitSource.UNSPECIFIED
