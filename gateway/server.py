@@ -13,10 +13,11 @@ from urllib.parse import unquote
 import httptools
 import structlog
 import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway import problems
-from gateway.asgi import CONNECTION, WHOLE, ASGIApp, Message
+from gateway.asgi import CONNECTION, WHOLE, ASGIApp, Message, Scope
 from gateway.bodies import LARGE_BYTES
 from gateway.schemas import Problem
 from mesh.settings import StartupError
@@ -94,6 +95,7 @@ class _Server(uvicorn.Server):
 class _Protocol(HttpToolsProtocol):
     """Bounds what uvicorn does not: connections, and a request's path and headers in size and time."""
 
+    cycle: "_Cycle"
     _most = _most_connections()
     # While a request's head comes: its bytes so far, and when it is too late. A head that comes in one piece, as
     # nearly all do, has no timer.
@@ -103,21 +105,12 @@ class _Protocol(HttpToolsProtocol):
     # When the last reply ended; None while a request comes or is served. One timer for many replies.
     _idle_since: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
-    # What the last request asked for, and its path, decoded and not, and query: most ask for the same again.
+    # What the last request asked for, and its path, decoded, and query: most ask for the same again.
     _last_url = b""
-    _target = "", b"", b""
+    _target = "", b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
-        # Of each request's scope: what is the same for all of this connection.
-        self._usual: dict[str, object] = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": "",
-        }
         if len(self.connections) > self._most:
             self._refuse(problems.problem(503, "OVERLOADED", f"{self._most} connections are open"))
         else:
@@ -149,20 +142,26 @@ class _Protocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
-        self._connection: dict[object, object] = {"transport": self.transport, "body": None}
-        scope = {**self._usual, "headers": self.headers, "extensions": {CONNECTION: self._connection}}
-        self.scope = scope  # type: ignore[assignment]  # the rest comes with the head
 
     def on_headers_complete(self) -> None:
         """As uvicorn's, less what only other applications need: upgrades, a root path, a bound on what is served."""
         self._end_head()
-        scope, version = self.scope, self.parser.get_http_version()
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        self._read_url()
-        scope["path"], scope["raw_path"], scope["query_string"] = self._target
-        before = self.cycle
-        self.cycle = _Cycle(self, keep_alive=version != "1.0" and self.parser.should_keep_alive())
+        if self.url != self._last_url:
+            self._read_url()
+        path, query = self._target
+        self._connection: dict[object, object] = {"transport": self.transport, "body": None}
+        # What ours reads, and no more of what ASGI has.
+        scope = {
+            "type": "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "path": path,
+            "query_string": query,
+            "client": self.client,
+            "headers": self.headers,
+            "extensions": {CONNECTION: self._connection},
+        }
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        before, self.cycle = self.cycle, _Cycle(self, scope, keep_alive=keep_alive)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -170,15 +169,29 @@ class _Protocol(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def _read_url(self) -> None:
-        if self.url != self._last_url:
-            url = httptools.parse_url(self.url)
-            self._target = unquote(url.path.decode("ascii")), url.path, url.query or b""
-            self._last_url = self.url
+        url = httptools.parse_url(self.url)
+        self._target = unquote(url.path.decode("ascii")), url.query or b""
+        self._last_url = self.url
+
+    # As uvicorn's, which look for an upgrade first, and wake also where nobody waits.
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.tell()
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        if len(self.cycle.body) <= LARGE_BYTES:
-            self._connection["body"] = bytes(self.cycle.body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.more_body = False
+        if len(cycle.body) <= LARGE_BYTES:
+            self._connection["body"] = bytes(cycle.body)
+        cycle.tell()
 
     def on_response_complete(self) -> None:
         if self.pipeline or self.transport.is_closing():
@@ -240,18 +253,32 @@ class _Cycle(RequestResponseCycle):
     chunked_encoding = None
     expected_content_length = 0
     access_log = False
+    _news: asyncio.Event | None = None
 
-    def __init__(self, protocol: _Protocol, *, keep_alive: bool) -> None:
-        self.scope = protocol.scope
+    def __init__(self, protocol: _Protocol, scope: Scope, *, keep_alive: bool) -> None:
+        self.scope = scope  # type: ignore[assignment]  # uvicorn lists what is in it
         self.transport = protocol.transport
         self.flow = protocol.flow
         self.logger = protocol.logger
         self.default_headers = protocol.server_state.default_headers
-        self.message_event = asyncio.Event()
         self.on_response = protocol.on_response_complete
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
         self.body = bytearray()
+
+    @property
+    def message_event(self) -> asyncio.Event:  # type: ignore[override]  # nobody sets it
+        """Set where there is something to receive. Made for who first receives, as nearly nobody does."""
+        if self._news is None:
+            self._news = asyncio.Event()
+            if self.body or not self.more_body:
+                self._news.set()
+        return self._news
+
+    def tell(self) -> None:
+        """Who receives looks again."""
+        if self._news is not None:
+            self._news.set()
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # uvicorn lists its messages
         if message["type"] != WHOLE:
@@ -264,7 +291,7 @@ class _Cycle(RequestResponseCycle):
         reply = self._encode(message)
         self.response_started = self.response_complete = True
         self.transport.write(reply)
-        self.message_event.set()
+        self.tell()
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -280,7 +307,7 @@ class _Cycle(RequestResponseCycle):
         if head.count(b"\n") != len(headers) - 1 or head.count(b"\r") != len(headers) - 1:
             raise ValueError("a header would be more than one")
         body = b"" if self.scope["method"] == "HEAD" else message["body"]
-        return b"%b%b\r\n\r\n%b" % (STATUS_LINE[message["status"]], head, body)
+        return b"".join((STATUS_LINE[message["status"]], head, b"\r\n\r\n", body))
 
 
 class _ToStructlog(logging.Handler):

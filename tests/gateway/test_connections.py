@@ -63,6 +63,22 @@ async def test_a_body_that_comes_after_its_head_is_waited_for(gateway: Gateway) 
     writer.close()
 
 
+async def test_a_body_that_comes_in_parts_behind_another_request_is_read_to_its_end(gateway: Gateway) -> None:
+    body = b'{"vehicle_id": "a", "max_power_kw": 11}'
+    said_of_it = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    post = b"POST /v1/charges HTTP/1.1\r\nhost: x\r\n" + said_of_it
+    first, second = post + b"\r\n" + body, post + b"connection: close\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(10):
+        for part in (first + second + body[:7], body[7:20], body[20:]):
+            writer.write(part)
+            await asyncio.sleep(0.05)  # or they may come as one
+        said = await reader.read()
+    writer.close()
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"201", b"201"]
+    assert [each.vehicle_id for each in gateway.fake.calls] == ["a", "a"]
+
+
 async def test_a_header_that_would_be_two_is_not_sent(gateway: Gateway) -> None:
     async def smuggles(request: Message, context: Context) -> Message:
         return charging_pb2.ChargeResponse(session=a_session(session_id="north.x\r\nset-cookie: a"))
