@@ -80,5 +80,5 @@ def _number(text: str) -> int:
 
 def none(request: Request) -> None:
     """Refuses any parameter."""
-    if request.query:
+    if request.scope["query_string"]:
         Query(request).done()

@@ -120,13 +120,12 @@ class Api:
                 problems.log_charge(key, error.problem)
             self.live.refused(key, vehicle_id, error.problem)
             raise ProblemError(error.problem, {**error.headers, **_echo(key, wait_s)}) from None
-        charged = answer.response
-        location = f"/v1/charges/{charged.session.session_id}".encode("latin-1")
+        reply = translate.charge_reply(answer.response, answer.load)
+        location = f"/v1/charges/{reply.session.session_id}".encode("latin-1")
         headers = [(b"location", location), (_KEY, key.encode("latin-1"))]
         if wait_s:
             headers.append((_APPLIED, b"wait=%d" % wait_s))
-        reply = translate.charge_reply(charged, answer.load)
-        if charged.repeated:
+        if answer.response.repeated:
             return _json(reply, 200, headers)
         self.live.placed(reply)
         return _json(reply, 201, headers)
@@ -389,7 +388,12 @@ class Api:
         return uuid7(self.clock.now_ms(), self.rng)
 
     def _not_after_ms(self, now: int) -> int:
-        return now + round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
+        return now + self._attempt_ms
+
+    @cached_property
+    def _attempt_ms(self) -> int:
+        """How long an attempt counts."""
+        return round(self.balancers.timeout_s * 1000) + CLOCK_TOLERANCE_MS
 
 
 async def _still_there(request: Request) -> None:
@@ -400,7 +404,7 @@ async def _still_there(request: Request) -> None:
 
 
 def _unquoted(key: str) -> str:
-    quoted = _QUOTED.fullmatch(key)
+    quoted = _QUOTED.fullmatch(key) if key.startswith('"') else None
     return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else key
 
 
