@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 from msgspec.json import Encoder
 
 from gateway import schemas
@@ -136,10 +136,6 @@ def _second(seconds: int) -> str:
     return (_NAIVE_EPOCH + timedelta(seconds=seconds)).isoformat()
 
 
-def _text(value: str) -> str | UnsetType:
-    return value or UNSET
-
-
 def session(message: charging_pb2.Session) -> schemas.Session:
     """A session as JSON."""
     has = message.HasField
@@ -161,14 +157,14 @@ def session(message: charging_pb2.Session) -> schemas.Session:
         message.attempt_id,
         message.energy_kwh if has("energy_kwh") else UNSET,
         _time(message.departure_time) if has("departure_time") else UNSET,
-        _text(message.evse_id),
+        message.evse_id or UNSET,
         _time(message.started_at) if has("started_at") else UNSET,
         _time(message.expected_end_at) if has("expected_end_at") else UNSET,
         _time(message.ended_at) if has("ended_at") else UNSET,
         _STOP_REASONS.get(message.stop_reason, UNSET),
         _LIMIT_REASONS.get(message.limit_reason, UNSET),
         _LIMIT_SOURCES.get(message.limit_source, UNSET),
-        _text(message.duplicate_of),
+        message.duplicate_of or UNSET,
     )
 
 
@@ -238,7 +234,7 @@ def session_list(message: charging_pb2.ListSessionsResponse) -> schemas.SessionL
     """One page as JSON."""
     return schemas.SessionList(
         [session(each) for each in message.sessions],
-        _text(message.next_page_token),
+        message.next_page_token or UNSET,
         list(message.unreachable_substation_ids) or UNSET,
     )
 
@@ -258,7 +254,7 @@ def _limit(message: operations_pb2.Limit) -> schemas.Limit:
         limit_kw=message.limit_kw if has("limit_kw") else UNSET,
         start_at=_time(message.start_at) if has("start_at") else UNSET,
         end_at=_time(message.end_at) if has("end_at") else UNSET,
-        reason=_text(message.reason),
+        reason=message.reason or UNSET,
     )
 
 
@@ -277,7 +273,7 @@ def _substation(message: operations_pb2.Substation) -> schemas.Substation:
         reserved_kw=message.reserved_kw,
         reservations=message.reservations,
         ejected=message.ejected,
-        substation_id=_text(message.substation_id),
+        substation_id=message.substation_id or UNSET,
         report_age=f"{age.seconds + age.nanos / 1e9:.3f}s" if message.HasField("report_age") else UNSET,
         report=load(message.report) if message.HasField("report") else UNSET,
     )
