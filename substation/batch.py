@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from mesh import tracing
 from mesh.charge import Key
@@ -124,12 +125,13 @@ class Batch:
 
     def copies(self, station: Station) -> Copies:
         """The sessions as they are."""
+        # Those of a commit that failed may have ended since, or been withdrawn.
+        self.changed = {name: session for name, session in self.changed.items() if station.lives(name)}
         for session in station.take_changed(everything=self.checkpoint):
             self.changed[session.session_id] = session
-        # Those of a commit that failed may have ended since, or been withdrawn.
-        live = {name: copied(session) for name, session in self.changed.items() if station.lives(name)}
+        live = {name: copied(session) for name, session in self.changed.items()}
         rows = [live.get(name) or kept(session) for name, session in self.sessions.items()]
-        return Copies(list(live.values()), sorted(rows, key=lambda session: session.admission_sequence))
+        return Copies(list(live.values()), sorted(rows, key=attrgetter("admission_sequence")))
 
     def changes(self, station: Station, copies: Copies, live: records.LiveBody, now: int) -> Changes:
         """What the commit writes. `live` is what the commit before wrote of live sessions, or tried to."""

@@ -547,7 +547,7 @@ class Engine:
         self._kept_w.update(kept)
         for session in copies.live:
             # Read anew: the copy is as old as the commit took.
-            session.measured_w = self._station.session(session.session_id).measured_w
+            session.measured_w = batch.changed[session.session_id].measured_w
         self.shown.publish(copies.live, copies.rows)
         # Here and not where it is answered: a caller that went away was admitted all the same.
         self._metrics.count_admitted(len(batch.admitted))
