@@ -1,7 +1,8 @@
 """Whether one more car is admitted: never more plugs, nor floors that could not be met even in turns."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from mesh.charge import Charge
 from mesh.errors import InvalidRequest, Refused, Unavailable, Violation
@@ -12,7 +13,7 @@ WAITING_FACTOR = 10
 _RETRY_LEAST_MS, _RETRY_MOST_MS, _RETRY_DEFAULT_MS = 1_000, 3_600_000, 30_000
 
 
-class Room(NamedTuple):
+class Room(Struct, frozen=True):
     """What a substation has for one more car. Times in wall milliseconds; None: not known."""
 
     substation_id: str

@@ -380,7 +380,7 @@ class Engine:
 
     def _note_offered(self, event: ev.Offered) -> None:
         """A raise waits until the ledger knows of it; everything else goes to the car now."""
-        session_id, offer = event
+        session_id, offer = event.session_id, event.offer
         if offer.power_w > self._kept_w.get(session_id, 0):
             self._raises[session_id] = offer
             self._batch.live = True

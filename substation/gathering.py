@@ -10,7 +10,8 @@ coming. Without that parts of them take turns, in more and smaller commits. Who 
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from mesh.clock import seconds
 from mesh.coalescing import LAST_LOOKS
@@ -24,7 +25,7 @@ LONGEST_S = 0.02
 FEWEST = 4
 
 
-class Taken(NamedTuple):
+class Taken(Struct, frozen=True):
     """What became of a charge in memory. `kept`: on disk already, with all that its answer says."""
 
     session_id: str
