@@ -12,8 +12,6 @@ Times are seconds of a monotonic clock.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from random import Random
 
 from mesh.clock import seconds
@@ -77,25 +75,32 @@ class Admission:
         self._gap_s += (counted_s - self._gap_s) * _WEIGHT
         self._longest_s = max(counted_s, self._longest_s * _FADING, _A_COMMIT_S)
 
-    @contextmanager
-    def admitted(self, left_s: float | None) -> Iterator[None]:
-        """`enter` and `leave` around a call that fails with a MeshError or not at all."""
-        self.enter(left_s)
-        served = False
-        try:
-            yield
-            served = True
-        except MeshError as error:
-            served = error.definite
-            raise
-        finally:
-            self.leave(seconds(), served=served)
+    def admitted(self, left_s: float | None) -> "_Admitted":
+        """For `with`: `enter` and `leave` around a call that fails with a MeshError or not at all."""
+        return _Admitted(self, left_s)
 
     def overloaded(self) -> Refused:
         """The refusal. With jitter, so that those who were refused together do not come back together."""
         retry_s = min(max(self.wait_s, _LEAST_RETRY_S), _MOST_RETRY_S) * self._rng.uniform(1.0, 1.5)
         message = f"{self.in_flight} calls are being served, more than can be in time: come back later"
         return Refused(ErrorReason.OVERLOADED, message, round(1000 * retry_s))
+
+
+class _Admitted:
+    """One call. A class, as a generator is twice the work, and every single call has one."""
+
+    __slots__ = ("_admission", "_left_s")
+
+    def __init__(self, admission: Admission, left_s: float | None) -> None:
+        self._admission = admission
+        self._left_s = left_s
+
+    def __enter__(self) -> None:
+        self._admission.enter(self._left_s)
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        served = error is None or (isinstance(error, MeshError) and error.definite)
+        self._admission.leave(seconds(), served=served)
 
 
 class Bound:

@@ -1,12 +1,18 @@
 """Who is let in, and what those who are not are told."""
 
+from asyncio import CancelledError
+from contextlib import suppress
+from itertools import count
 from random import Random
 
 import pytest
 
 from mesh.admission import Admission, Bound
-from mesh.errors import AttemptExpired, Refused
+from mesh.errors import AttemptExpired, Refused, Unavailable
 from mesh.model import ErrorReason
+
+NO_POINT = Refused(ErrorReason.NO_CHARGE_POINT, "all charge points are taken", 0)
+UNKNOWN = Unavailable(ErrorReason.OUTCOME_UNKNOWN, "the disk failed", 0)
 
 
 def serving(admission: Admission, calls: int, gap_s: float, until: int = 500) -> None:
@@ -135,6 +141,23 @@ def test_a_failed_call_is_counted_out() -> None:
         with pytest.raises(error), admission.admitted(None):
             raise error
     assert admission.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "served"),
+    [(None, True), (NO_POINT, True), (UNKNOWN, False), (CancelledError(), False), (ZeroDivisionError(), False)],
+)
+def test_only_an_answer_says_how_fast_calls_are_served(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *, served: bool
+) -> None:
+    admission, now = with_calls(100), count(1.0)
+    monkeypatch.setattr("mesh.admission.seconds", lambda: next(now))
+    for _ in range(2):
+        with suppress(BaseException), admission.admitted(None):
+            if error is not None:
+                raise error
+    assert admission.in_flight == 100
+    assert (admission.wait_s > 0) is served
 
 
 def test_streams_are_bounded_too() -> None:
