@@ -98,7 +98,8 @@ class Charges:
             log.info(event, request_id=request_id, session_id=session.session_id, policy="direct")
         wire.show(session, self.engine.expected_end_ms(session), response.session)
         _place(session, self.engine.load, response.placement, repeated=taken.repeated)
-        response.repeated = taken.repeated
+        if taken.repeated:
+            response.repeated = True
 
 
 def _place(session: Session, load: Load, placement: charging_pb2.Placement, *, repeated: bool) -> None:

@@ -65,19 +65,23 @@ def show(s: Session, expected_end_ms: int | None, shown: charging_pb2.Session) -
     shown.phases = charge.phases
     shown.min_power_kw = kilowatts(charge.floor_w)
     shown.departure_assumed = s.departure_assumed
-    shown.evse_id = charge.evse_id
     shown.state = charging_pb2.SessionState.ValueType(s.state)
     shown.granted_power_kw = kilowatts(s.granted_w)
-    shown.measured_power_kw = kilowatts(s.measured_w)
-    shown.delivered_kwh = kilowatt_hours(s.delivered_mj)
-    shown.duplicate_of = s.duplicate_of
     shown.attempt_id = s.attempt_id
-    _show_reasons(s, shown)
+    _show_rare(s, shown)
     _show_times(s, expected_end_ms, shown)
 
 
-def _show_reasons(s: Session, shown: charging_pb2.Session) -> None:
-    """Few have any."""
+def _show_rare(s: Session, shown: charging_pb2.Session) -> None:
+    """What a session that was just admitted has nothing of, mostly: to write a 0 costs as much as a number."""
+    if s.charge.evse_id:
+        shown.evse_id = s.charge.evse_id
+    if s.measured_w:
+        shown.measured_power_kw = kilowatts(s.measured_w)
+    if s.delivered_mj:
+        shown.delivered_kwh = kilowatt_hours(s.delivered_mj)
+    if s.duplicate_of:
+        shown.duplicate_of = s.duplicate_of
     if s.stop_reason:
         shown.stop_reason = charging_pb2.StopReason.ValueType(s.stop_reason)
     if s.limit_reason:
