@@ -8,7 +8,8 @@ in one second.
 from dataclasses import dataclass, fields
 from enum import IntEnum, auto
 from operator import attrgetter
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from mesh.charge import Charge
 from mesh.model import LimitReason, LimitSource, SessionState, StopReason
@@ -49,7 +50,7 @@ class IllegalMove(Exception):
     """A trigger in a state that has no such move: a defect in the station."""
 
 
-class Offer(NamedTuple):
+class Offer(Struct, frozen=True):
     """A grant on its way to the car. It is a lease: from `valid_until_ms` on the car may draw nothing of it."""
 
     number: int

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
+from msgspec.structs import replace
+
 from substation.events import Confirmed, Full, Reading
 from substation.sessions import Offer
 
@@ -95,7 +97,7 @@ class Cars:
         """Nobody renews them any more: what was offered lapses then, if not before."""
         for car in self._cars.values():
             car.lease_until_ms = min(car.lease_until_ms, until)
-            car.waiting = [(at, offer._replace(valid_until_ms=until)) for at, offer in car.waiting]
+            car.waiting = [(at, replace(offer, valid_until_ms=until)) for at, offer in car.waiting]
             self._plan(car)
 
     def _step(self, car: Car, now: int) -> list[CarEvent]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from random import Random
 
+from msgspec.structs import replace
+
 from benchmarks.sim.cars import Car, CarEvent, Cars, Manners
 from benchmarks.sim.loop import Loop
 from mesh.charge import Charge, Key
@@ -110,7 +112,7 @@ class Site:
 
     def _cut_leases(self, until: int) -> None:
         for session in self.up().sessions():
-            session.offers = tuple([offer._replace(valid_until_ms=until) for offer in session.offers])
+            session.offers = tuple([replace(offer, valid_until_ms=until) for offer in session.offers])
             session.confirmed_until_ms = min(session.confirmed_until_ms, until)
         self.cars.cut_leases(until)
 
