@@ -204,7 +204,7 @@ class _Curve:
     def points(self) -> tuple[int, ...]:
         """Whole millijoules at each time of the grid; of what was counted out again rounding may leave a trace."""
         points = zip(GRID_MS, accumulate(self._slope), accumulate(self._offset), strict=False)
-        return tuple([max(0, round(t * slope - offset)) for t, slope, offset in points])
+        return tuple([round(mj) if (mj := t * slope - offset) > 0 else 0 for t, slope, offset in points])
 
 
 def need_of(charge: Charge, now: int, scale: float) -> Need | None:
