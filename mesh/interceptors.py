@@ -142,7 +142,7 @@ class Calls:
             async with aclosing(responses):
                 async for response in responses:
                     with patience:
-                        await context.write(response)
+                        await _write(response, context)
 
     def _bound(self, method: str) -> Bound | nullcontext[None]:
         """Counts a call that is not asked for by customers. Health and reflection are never refused."""
@@ -233,6 +233,14 @@ def _trace_of(context: Context) -> str:
         if name == tracing.TRACEPARENT:
             return str(value)
     return ""
+
+
+async def _write(response: Any, context: Context) -> None:  # noqa: ANN401
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError as error:
+        # The reader went while this waited for it: grpcio fails the write, mostly before it cancels the handler.
+        raise asyncio.CancelledError from error
 
 
 async def _farewell(error: MeshError, context: Context) -> None:

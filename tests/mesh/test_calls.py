@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
 from mesh.admission import Admission
@@ -167,6 +168,28 @@ async def test_a_reader_that_reads_is_not_dropped_however_long_it_lasts_or_is_qu
         assert servicer.sent > 1
         assert not servicer.left.is_set()
         watched.cancel()
+
+
+async def test_a_reader_that_goes_while_it_is_written_to_is_no_failure_of_the_handler() -> None:
+    servicer = Servicer()
+    with capture_logs() as lines:
+        async with asyncio.timeout(30), served(servicer) as client:
+            for _ in range(10):
+                servicer.left.clear()
+                watched = client.charging.WatchSession(charging_pb2.WatchSessionRequest(session_id="x"))
+                await watched.read()
+                await _stands(servicer)
+                watched.cancel()
+                await servicer.left.wait()
+    assert [line for line in lines if line["log_level"] == "error"] == []
+
+
+async def _stands(servicer: Servicer) -> None:
+    """Until no news could be written for a while: the windows are full."""
+    sent = -1
+    while sent != servicer.sent:
+        sent = servicer.sent
+        await asyncio.sleep(0.03)
 
 
 async def _read_to_the_end(call: Message) -> None:
