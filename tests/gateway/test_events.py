@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import Any
 
 import grpc
@@ -192,12 +192,12 @@ async def test_a_stopped_reader_does_not_hold_up_the_stop() -> None:
     )
     async with served(fake) as port, gateway_before(port, fake) as gateway:
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
-        writer.write(f"GET {PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-        await writer.drain()
-        await began.wait()
-        gateway.stopping.set()
-        await asyncio.wait_for(gateway.serving, 5)
-        writer.close()
+        with closing(writer):
+            writer.write(f"GET {PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            await writer.drain()
+            await began.wait()
+            gateway.stopping.set()
+            await asyncio.wait_for(gateway.serving, 5)
 
 
 async def test_substations_are_streamed(gateway: Gateway) -> None:
