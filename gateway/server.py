@@ -303,11 +303,11 @@ class _Cycle(RequestResponseCycle):
             self.keep_alive = False
         if not self.keep_alive:
             headers.append(_CLOSE)
-        head = b"\r\n".join(map(b": ".join, headers))
-        if head.count(b"\n") != len(headers) - 1 or head.count(b"\r") != len(headers) - 1:
+        head = b"\r\n".join([*map(b": ".join, headers), b"", b""])
+        if len(head.splitlines()) != len(headers) + 1:
             raise ValueError("a header would be more than one")
         body = b"" if self.scope["method"] == "HEAD" else message["body"]
-        return b"".join((STATUS_LINE[message["status"]], head, b"\r\n\r\n", body))
+        return b"".join((STATUS_LINE[message["status"]], head, body))
 
 
 class _ToStructlog(logging.Handler):
