@@ -168,6 +168,10 @@ class _Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def _start_asgi_task(self, cycle: "_Cycle", app: ASGIApp) -> None:  # type: ignore[override]  # only ours come
+        cycle.task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(cycle.task)
+
     def _read_url(self) -> None:
         url = httptools.parse_url(self.url)
         self._target = unquote(url.path.decode("ascii")), url.query or b""
@@ -253,6 +257,8 @@ class _Cycle(RequestResponseCycle):
     chunked_encoding = None
     expected_content_length = 0
     access_log = False
+    # What serves it.
+    task: asyncio.Task[None]
     _news: asyncio.Event | None = None
 
     def __init__(self, protocol: _Protocol, scope: Scope, *, keep_alive: bool) -> None:
@@ -260,11 +266,33 @@ class _Cycle(RequestResponseCycle):
         self.transport = protocol.transport
         self.flow = protocol.flow
         self.logger = protocol.logger
+        self.tasks = protocol.tasks
         self.default_headers = protocol.server_state.default_headers
         self.on_response = protocol.on_response_complete
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
         self.body = bytearray()
+
+    async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # ours
+        """As uvicorn's, but it forgets its task itself: a callback for that is one more turn of the event loop."""
+        try:
+            await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]  # uvicorn lists what is in it
+        except BaseException:
+            self.logger.exception("Exception in ASGI application\n")
+            await self._break_off()
+        else:
+            if not self.response_complete and not self.disconnected:
+                self.logger.error("ASGI callable returned without completing response.")
+                await self._break_off()
+        finally:
+            self.on_response = lambda: None  # else it and its connection hold each other
+            self.tasks.discard(self.task)
+
+    async def _break_off(self) -> None:
+        if self.response_started:
+            self.transport.close()
+        else:
+            await self.send_500_response()
 
     @property
     def message_event(self) -> asyncio.Event:  # type: ignore[override]  # nobody sets it
