@@ -38,6 +38,8 @@ _OTHER_DESCRIPTORS = 64
 _UNSENT_BYTES = 16 * 1024
 # Said by a reply after which the connection ends.
 _CLOSE = (b"connection", b"close")
+# Headers of a request that are looked at here. The parser takes the last for the one before it.
+_OURS = frozenset({b"expect", b"connection", b"proxy-connection"})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -102,6 +104,8 @@ class _Protocol(HttpToolsProtocol):
     _in_head = True
     _head = 0
     _head_timer: asyncio.TimerHandle | None = None
+    # Whether the request does, in a header.
+    _says_whether_to_keep = False
     # When the last reply ended; None while a request comes or is served. One timer for many replies.
     _idle_since: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
@@ -140,8 +144,20 @@ class _Protocol(HttpToolsProtocol):
         if not self._in_head:
             self._in_head, self._head = True, 0
         self.url = b""
-        self.expect_100_continue = False
+        self.expect_100_continue = self._says_whether_to_keep = False
         self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in _OURS:
+            self._on_ours(name, value)
+        self.headers.append((name, value))
+
+    def _on_ours(self, name: bytes, value: bytes) -> None:
+        if name != b"expect":
+            self._says_whether_to_keep = True
+        elif value.lower() == b"100-continue":
+            self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """As uvicorn's, less what only other applications need: upgrades, a root path, a bound on what is served."""
@@ -160,7 +176,9 @@ class _Protocol(HttpToolsProtocol):
             "headers": self.headers,
             "extensions": {CONNECTION: self._connection},
         }
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        keep_alive = self.parser.should_keep_alive()
+        if keep_alive and self._says_whether_to_keep:  # without, one of 1.0 is not kept anyway
+            keep_alive = self.parser.get_http_version() != "1.0"
         before, self.cycle = self.cycle, _Cycle(self, scope, keep_alive=keep_alive)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)

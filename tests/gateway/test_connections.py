@@ -39,7 +39,15 @@ async def test_head_has_the_length_of_the_body_and_no_body(gateway: Gateway) -> 
         assert not head.content
 
 
-@pytest.mark.parametrize(("version", "header"), [(b"1.0", b"host: x"), (b"1.1", b"connection: close")])
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [
+        (b"1.0", b"host: x"),
+        (b"1.0", b"Connection: keep-alive"),
+        (b"1.0", b"proxy-connection: keep-alive"),
+        (b"1.1", b"connection: close"),
+    ],
+)
 async def test_a_connection_that_is_not_kept_is_closed_after_the_reply(
     gateway: Gateway, version: bytes, header: bytes
 ) -> None:
