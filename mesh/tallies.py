@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -38,6 +39,13 @@ class Tally(Collector):
         return CounterMetricFamily(name, what, labels=labels)
 
 
+class _Series(Struct):
+    """What is counted for one set of labels: how many in each bucket, and their sum."""
+
+    counts: list[int]
+    sum_s: float = 0.0
+
+
 class Durations(Collector):
     """A histogram of seconds. `bounds` are the upper ones of its buckets, without the last, which has none."""
 
@@ -47,30 +55,28 @@ class Durations(Collector):
         self._said = name, what, labels
         self._bounds = tuple(bounds)
         self._names = [*(str(float(bound)) for bound in bounds), "+Inf"]
-        self._counts: dict[Labels, list[int]] = {}
-        self._sums: dict[Labels, float] = {}
+        self._series: dict[Labels, _Series] = {}
         registry.register(self)
 
-    def begin(self, labels: Labels) -> None:
+    def begin(self, labels: Labels) -> "_Series":
         """Shows these, with nothing counted yet."""
-        self._sums[labels] = 0.0
-        self._counts[labels] = [0] * len(self._names)
+        series = self._series[labels] = _Series([0] * len(self._names))
+        return series
 
     def observe(self, labels: Labels, seconds: float) -> None:
         """Counts one."""
-        if labels not in self._counts:
-            self.begin(labels)
-        self._counts[labels][bisect_left(self._bounds, seconds)] += 1
-        self._sums[labels] += seconds
+        series = self._series.get(labels) or self.begin(labels)
+        series.counts[bisect_left(self._bounds, seconds)] += 1
+        series.sum_s += seconds
 
     def describe(self) -> Iterable[Metric]:
         return [self._family()]
 
     def collect(self) -> Iterator[Metric]:
         family = self._family()
-        for labels, counts in list(self._counts.items()):
-            buckets = list(zip(self._names, accumulate(counts), strict=True))
-            family.add_metric(labels, buckets, self._sums[labels])
+        for labels, series in list(self._series.items()):
+            buckets = list(zip(self._names, accumulate(series.counts), strict=True))
+            family.add_metric(labels, buckets, series.sum_s)
         yield family
 
     def _family(self) -> HistogramMetricFamily:
