@@ -1,7 +1,7 @@
 """All balancers: whom to ask, and asking another one when the first was lost."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
@@ -124,16 +124,14 @@ class Balancers:
         balancer = self._next() or await self._waited_for()
         request = attempt()
         try:
-            with tracing.calling(request, balancer.target):
-                return await balancer.charges.charge(request, until)
+            return await _charged(balancer, request, until)
         except (MeshError, grpc.aio.AioRpcError) as error:
             problem, told = of_charge(error, naming, request.request_id), isinstance(error, MeshError)
             if (other := self._instead(balancer, error)) is None:
                 raise ProblemError(problem, told=told) from None
         request = attempt()
         try:
-            with tracing.calling(request, other.target):
-                return await other.charges.charge(request, until)
+            return await _charged(other, request, until)
         except (MeshError, grpc.aio.AioRpcError) as error:
             # A refusal of the later attempt says nothing of the first.
             if problem.reason == ErrorReason.OUTCOME_UNKNOWN.name:
@@ -164,6 +162,17 @@ class Balancers:
     async def close(self) -> None:
         """Ends all connections."""
         await asyncio.gather(*(balancer.close() for balancer in self._all))
+
+
+def _charged(balancer: Balancer, request: charging_pb2.ChargeRequest, until: float) -> Awaitable[Charged]:
+    if tracing.exporting():
+        return _charged_in_a_span(balancer, request, until)
+    return balancer.charges.charge(request, until)
+
+
+async def _charged_in_a_span(balancer: Balancer, request: charging_pb2.ChargeRequest, until: float) -> Charged:
+    with tracing.calling(request, balancer.target):
+        return await balancer.charges.charge(request, until)
 
 
 async def _ask(
