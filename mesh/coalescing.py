@@ -162,7 +162,7 @@ class Coalescer:
         leaving = [item for item in gathered if _leaves(item, now)]
         most = MOST_ITEMS if self._together else 1
         for first in range(0, len(leaving), most):
-            _Call(self, leaving[first : first + most])
+            _Call(self, leaving[first : first + most], now)
 
     # --- for its calls -----------------------------------------------------------------------------
 
@@ -245,11 +245,11 @@ class _Stream:
         self._writing = asyncio.create_task(self._write())
         self._reading = asyncio.create_task(self._read())
 
-    def send(self, batch: "_Call", items: Iterable[Item]) -> int:
+    def send(self, batch: "_Call", items: Iterable[Item], now: float) -> int:
         """Lets it go out, after those before it. Returns its number."""
         self._count += 1
         self._batches[self._count] = batch
-        request, now = charging_pb2.StreamChargesRequest(number=self._count), seconds()
+        request = charging_pb2.StreamChargesRequest(number=self._count)
         add = request.batch.items.add
         for item in items:
             _fill(add(), item, now)
@@ -294,7 +294,7 @@ class _Stream:
 class _Call:
     """What left together, until each has heard its outcome."""
 
-    def __init__(self, coalescer: Coalescer, items: Sequence[Item]) -> None:
+    def __init__(self, coalescer: Coalescer, items: Sequence[Item], now: float) -> None:
         self._coalescer = coalescer
         self._loop = asyncio.get_running_loop()
         self._items = items
@@ -302,7 +302,7 @@ class _Call:
         # How many others waited when the first of it was answered: who came later may be that one again.
         self._others = 0
         self._holds = True
-        self._began_s = seconds()
+        self._began_s = now
         coalescer.began()
         self._hold = self._loop.call_later(coalescer.hold_s, self._let_others)
         self._end: asyncio.TimerHandle | None = None
@@ -315,7 +315,7 @@ class _Call:
         except grpc.aio.UsageError:
             self.over(Unsent.VOID)
         else:
-            self._number = self._stream.send(self, items)
+            self._number = self._stream.send(self, items, now)
 
     def _let_others(self) -> None:
         """It is answered, or not waited for any longer: others may leave."""
@@ -393,7 +393,7 @@ class _Call:
 def _fill(message: charging_pb2.ChargeBatchItem, item: Item, now: float) -> None:
     # In place: a message that is made or added with others as arguments takes them in by writing and reading them.
     message.request.CopyFrom(item.request)
-    ms, timeout = max(1, int((item.until - now) * 1000)), message.timeout
+    ms, timeout = int((item.until - now) * 1000) or 1, message.timeout
     timeout.seconds, timeout.nanos = ms // 1000, ms % 1000 * 1_000_000
     if item.traceparent:
         message.traceparent = item.traceparent
