@@ -121,8 +121,8 @@ class Api:
             self.live.refused(key, vehicle_id, error.problem)
             raise ProblemError(error.problem, {**error.headers, **_echo(key, wait_s)}) from None
         reply = translate.charge_reply(answer.response, answer.load)
-        location = f"/v1/charges/{reply.session.session_id}".encode("latin-1")
-        headers = [(b"location", location), (_KEY, key.encode("latin-1"))]
+        location = f"/v1/charges/{reply.session.session_id}".encode()
+        headers = [(b"location", location), (_KEY, key.encode())]
         if wait_s:
             headers.append((_APPLIED, b"wait=%d" % wait_s))
         if answer.response.repeated:
@@ -132,7 +132,7 @@ class Api:
 
     def _attempt(self, car: schemas.ChargeBody, key: str) -> charging_pb2.ChargeRequest:
         now = self.clock.now_ms()
-        return translate.charge_request(car, key, uuid7(now, self.rng), self._not_after_ms(now))
+        return translate.charge_request(car, key, uuid7(now, self.rng), now + self._attempt_ms)
 
     async def _at_once(self, attempt: Attempt, wait_s: int) -> Charged | ProblemError | None:
         """The charge; or what refused it, if its client would rather wait; or None: others wait already."""
@@ -427,8 +427,8 @@ class _Admitted:
         self._admission.enter(self._timeout_s)
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        definite = isinstance(error, ProblemError) and error.problem.reason not in problems.UNANSWERED
-        self._admission.leave(seconds(), served=error is None or definite)
+        served = error is None or (isinstance(error, ProblemError) and error.problem.reason not in problems.UNANSWERED)
+        self._admission.leave(seconds(), served=served)
 
 
 def _session_events(message: charging_pb2.WatchSessionResponse) -> list[Event]:

@@ -9,13 +9,13 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 _SESSION = re.compile(rf"({SUBSTATION_ID.pattern})\.{_UUID.pattern}")
 
 # Version and variant.
-_FIXED_BITS, _FIXED = 0xF << 76 | 0x3 << 62, 0x7 << 76 | 0x2 << 62
+_FREE_BITS, _FIXED = ~(0xF << 76 | 0x3 << 62), 0x7 << 76 | 0x2 << 62
 
 
 def uuid7(now_ms: int, rng: Random) -> str:
     """RFC 9562 UUIDv7: 48 bits of milliseconds, then random. Sorts by time as text."""
     value = (now_ms & (1 << 48) - 1) << 80 | rng.getrandbits(80)
-    digits = (value & ~_FIXED_BITS | _FIXED).to_bytes(16).hex()
+    digits = (value & _FREE_BITS | _FIXED).to_bytes(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
