@@ -129,9 +129,17 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._idle_since = None
         if self._in_head:
             self._head += len(data)
-        super().data_received(data)
+        # As uvicorn's, which makes no websocket of it either.
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
         # Also a first read that holds the whole head, and then some body, is no larger than what is read at once.
         if self._in_head and self._head > _MAX_HEAD:
             self._refuse(
