@@ -209,7 +209,12 @@ class _Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle.response_complete:
             return
-        cycle.body += body
+        if not cycle.body:
+            cycle.body = body  # nearly always all of it
+        else:
+            if isinstance(cycle.body, bytes):
+                cycle.body = bytearray(cycle.body)
+            cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.tell()
@@ -283,6 +288,8 @@ class _Cycle(RequestResponseCycle):
     chunked_encoding = None
     expected_content_length = 0
     access_log = False
+    # One piece of it, or several put together.
+    body: bytes | bytearray = b""  # type: ignore[assignment]  # uvicorn's is always the latter
     # What serves it.
     task: asyncio.Task[None]
     _news: asyncio.Event | None = None
@@ -297,7 +304,6 @@ class _Cycle(RequestResponseCycle):
         self.on_response = protocol.on_response_complete
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
-        self.body = bytearray()
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]  # ours
         """As uvicorn's, but it forgets its task itself: a callback for that is one more turn of the event loop."""
