@@ -195,7 +195,8 @@ class _Protocol(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def _start_asgi_task(self, cycle: "_Cycle", app: ASGIApp) -> None:  # type: ignore[override]  # only ours come
-        cycle.task = self.loop.create_task(cycle.run_asgi(app))
+        # The loop would make up a name for each.
+        cycle.task = asyncio.Task(cycle.run_asgi(app), loop=self.loop, name="request")
         self.tasks.add(cycle.task)
 
     def _read_url(self) -> None:
