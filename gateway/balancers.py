@@ -72,6 +72,10 @@ class Balancers:
             await self._changed.wait()
 
     def _next(self, but: Balancer | None = None) -> Balancer | None:
+        if len(self._all) == 1:
+            # It is asked whether it is well or not, and takes nobody's turn.
+            only = self._all[0]
+            return only if only is not but and only.connected else None
         usable = [each for each in self._all if each is not but and each.well]
         usable = usable or [each for each in self._all if each is not but and each.connected]
         # A second try takes nobody's turn: else one that fails would be asked first every time.

@@ -23,6 +23,8 @@ log = structlog.get_logger()
 _HEALTH_EVERY_S = 0.5
 _ALONE_EVERY_S = 5.0
 _HEALTH_TIMEOUT_S = 1.0
+# An enum's member takes as long to find as the state itself.
+_READY = grpc.ChannelConnectivity.READY
 
 
 class Balancer:
@@ -44,7 +46,7 @@ class Balancer:
     @property
     def connected(self) -> bool:
         """Whether a call made now leaves at once."""
-        return self._state() is grpc.ChannelConnectivity.READY
+        return self._state() is _READY
 
     @property
     def well(self) -> bool:
@@ -64,8 +66,8 @@ class Balancer:
         connected = None
         while True:
             state = self._state()
-            settled = state in {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
-            if settled and connected is not (state is grpc.ChannelConnectivity.READY):
+            settled = state in {_READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
+            if settled and connected is not (state is _READY):
                 # Before the first connection both are still starting, which is no reason to warn.
                 lost, connected = connected, state is grpc.ChannelConnectivity.READY
                 (log.warning if lost else log.info)("balancer", address=self.target, connected=connected)
