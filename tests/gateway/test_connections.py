@@ -6,6 +6,7 @@ import re
 import pytest
 
 from gateway import server
+from gateway.asgi import ASGIApp, Receive, Scope, Send
 from gridmesh.v1 import charging_pb2
 from tests.gateway.running import CAR, SESSION_ID, Context, Gateway, Message, a_session
 
@@ -95,6 +96,33 @@ async def test_a_header_that_would_be_two_is_not_sent(gateway: Gateway) -> None:
     reply = await gateway.post(CAR)
     assert reply.status_code == 500
     assert "set-cookie" not in reply.headers
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """No reply at all."""
+
+
+async def _fails(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ValueError
+
+
+async def _half(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+
+
+@pytest.mark.parametrize(("app", "status"), [(_nothing, b"500"), (_fails, b"500"), (_half, b"200")])
+async def test_where_a_reply_breaks_off_the_connection_ends_and_no_stop_waits_for_it(
+    app: ASGIApp, status: bytes
+) -> None:
+    listener, stopping = server.bind("127.0.0.1", 0), asyncio.Event()
+    serving = asyncio.create_task(server.serve(app, listener, stopping, grace_s=60.0))
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(HEALTH)
+        assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
+        writer.close()
+        stopping.set()
+        await serving
 
 
 async def test_a_connection_is_closed_when_it_is_idle_and_not_while_it_is_served(
