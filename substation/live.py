@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
-from substation.load import Part, Sums, part, planned, required_w
+from mesh.model import LimitReason
+from substation.load import NOTHING, Part, Sums, part, planned, required_w
 from substation.sessions import Session
 
 # Of the entries in the heap so many may be of the past for each that counts.
@@ -23,7 +24,9 @@ class Live:
         self._sessions: dict[str, Session] = {}
         self._sums = Sums()
         self._parts: dict[str, Part] = {}
-        # Active, with an amount and a departure.
+        # Why they have less than they could take, of those who have.
+        self._curtailed: dict[str, LimitReason] = {}
+        # With an amount and a departure.
         self._planned: dict[str, Session] = {}
         # When something is due next, and for whom: those due together come in the order of their admission.
         self._due: dict[str, int] = {}
@@ -53,6 +56,8 @@ class Live:
         self._sessions[name] = session
         self._count += 1
         self._numbers[name] = self._count
+        if planned(session):
+            self._planned[name] = session
         self.touch(session)
 
     def remove(self, session: Session) -> None:
@@ -63,10 +68,10 @@ class Live:
         del self._numbers[name]
         self._due.pop(name, None)
         self._planned.pop(name, None)
+        self._curtailed.pop(name, None)
         for touched in (self._touched, self._stale, self._unsettled, self._changed):
             touched.pop(name, None)
-        if (counted := self._parts.pop(name, None)) is not None:
-            self._sums.add(counted, -1)
+        self._sums.replace(self._parts.pop(name, NOTHING), NOTHING)
 
     def touch(self, session: Session) -> None:
         """It is about to change, or has just changed."""
@@ -99,12 +104,18 @@ class Live:
     def sums(self) -> Sums:
         """Of all of them as they are now; the next call may change what was returned."""
         self._look()
+        self._sums.live = len(self._sessions)
         return self._sums
+
+    def curtailed(self) -> Collection[LimitReason]:
+        """Why those active ones have less than they could take who have; the next change changes what was returned."""
+        self._look()
+        return self._curtailed.values()
 
     def required_w(self, now: int, scale: int) -> int:
         """The average power that brings all of them their energy by their departures."""
         total = self.sums().required_w
-        return total + sum([required_w(session, now, scale) for session in self._planned.values()])
+        return total + sum([required_w(session, now, scale) for session in self._planned.values() if session.active])
 
     def next_due(self) -> int | None:
         """When something is due for one of them next, in wall milliseconds."""
@@ -137,24 +148,17 @@ class Live:
             return
         stale, self._stale = self._stale, {}
         for name, session in stale.items():
-            now_part, counted = part(session), self._parts.get(name)
-            if now_part != counted:
-                self._count_anew(name, session, counted, now_part)
+            now = part(session)
+            self._sums.replace(self._parts.get(name, NOTHING), now)
+            self._parts[name] = now
+            if session.limit_reason and session.active:
+                self._curtailed[name] = session.limit_reason
+            else:
+                self._curtailed.pop(name, None)
             self._note_due(name, self._due_of(session))
         if len(self._heap) > _SLACK * len(self._due) + 64:
             self._heap = [(at, self._numbers[name], name) for name, at in self._due.items()]
             heapify(self._heap)
-
-    def _count_anew(self, name: str, session: Session, counted: Part | None, now_part: Part) -> None:
-        if counted is None:
-            self._sums.add(now_part, 1)
-        else:
-            self._sums.replace(counted, now_part)
-        self._parts[name] = now_part
-        if now_part[-1] is None:
-            self._planned.pop(name, None)
-        elif counted is None and planned(session):
-            self._planned[name] = session
 
     def _note_due(self, name: str, at: int | None) -> None:
         if at is None:

@@ -1,7 +1,7 @@
 """A substation's load at one moment, summed over its sessions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mesh.model import LimitReason, LimitSource, NotAccepting
 from mesh.outlook import LEAST_LEFT_MS, Outlook
@@ -28,8 +28,8 @@ class Load:
     free_charge_points: int
     not_accepting: NotAccepting
     over_limit_ms: int
-    # Active sessions by why they are granted less than they can take, in the order of LimitReason.
-    curtailed: tuple[int, ...]
+    # Why those active sessions are granted less than they can take who are.
+    curtailed: tuple[LimitReason, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,100 +46,69 @@ class Report:
     next_free_ms: int | None = None
 
 
-# What an active session adds to the sums: demand, what is required of it whatever the time, floor, grant, what it could
-# take now, what it overdraws, and why it has less than it could take.
-ActivePart = tuple[int, int, int, int, int, int, LimitReason]
-# What any session adds: committed and measured watts, and that.
-Part = tuple[int, int, ActivePart | None]
+# What a session adds to the sums, in their order but for the first.
+Part = tuple[int, int, int, int, int, int, int, int, int]
+NOTHING: Part = (0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
 class Sums:
     """What a report says of the sessions and time alone does not change, added up. Whole watts."""
 
-    demand_w: int = 0
-    # Without the cars of whom it changes with time.
-    required_w: int = 0
-    floor_w: int = 0
+    live: int = 0
     committed_w: int = 0
-    granted_w: int = 0
     measured_w: int = 0
+    granted_w: int = 0
     # What the cars could take now: less than the demand where some showed that they take less.
     wanted_w: int = 0
     overdraw_w: int = 0
     active: int = 0
-    live: int = 0
-    curtailed: list[int] = field(default_factory=lambda: [0] * len(LimitReason))
-
-    def add(self, one: Part, times: int) -> None:
-        """Counts a session in (1) or out (-1)."""
-        committed_w, measured_w, active = one
-        self.live += times
-        self.committed_w += times * committed_w
-        self.measured_w += times * measured_w
-        if active is not None:
-            self._add_active(active, times)
+    demand_w: int = 0
+    # Without the cars of whom it changes with time.
+    required_w: int = 0
+    floor_w: int = 0
 
     def replace(self, before: Part, now: Part) -> None:
-        """Counts one and the same session anew."""
+        """Counts a session anew: one that comes from NOTHING, or goes to it."""
         self.committed_w += now[0] - before[0]
         self.measured_w += now[1] - before[1]
-        was, active = before[2], now[2]
-        # A car draws more or less far more often than anything else about it changes.
-        if active == was:
+        self.granted_w += now[2] - before[2]
+        # The rest changes seldom while a session lives.
+        if now[3:] == before[3:]:
             return
-        if was is not None and active is not None:
-            self._replace_active(was, active)
-        elif was is not None:
-            self._add_active(was, -1)
-        elif active is not None:
-            self._add_active(active, 1)
-
-    def _replace_active(self, was: ActivePart, active: ActivePart) -> None:
-        """What it asked for does not change."""
-        *_, was_granted_w, was_wanted_w, was_overdraw_w, was_reason = was
-        *_, granted_w, wanted_w, overdraw_w, reason = active
-        self.granted_w += granted_w - was_granted_w
-        self.wanted_w += wanted_w - was_wanted_w
-        self.overdraw_w += overdraw_w - was_overdraw_w
-        self.curtailed[was_reason] -= 1
-        self.curtailed[reason] += 1
-
-    def _add_active(self, active: ActivePart, times: int) -> None:
-        demand_w, required_w, floor_w, granted_w, wanted_w, overdraw_w, reason = active
-        self.active += times
-        self.demand_w += times * demand_w
-        self.required_w += times * required_w
-        self.floor_w += times * floor_w
-        self.granted_w += times * granted_w
-        self.wanted_w += times * wanted_w
-        self.overdraw_w += times * overdraw_w
-        self.curtailed[reason] += times
+        self.wanted_w += now[3] - before[3]
+        self.overdraw_w += now[4] - before[4]
+        self.active += now[5] - before[5]
+        self.demand_w += now[6] - before[6]
+        self.required_w += now[7] - before[7]
+        self.floor_w += now[8] - before[8]
 
 
 def part(session: Session) -> Part:
     """What a session adds to the sums."""
     if not session.active:
-        return session.committed_w, session.measured_w, None
+        return session.committed_w, session.measured_w, 0, 0, 0, 0, 0, 0, 0
     charge = session.charge
     max_w = charge.max_w
-    active = (
-        max_w,
-        0 if planned(session) else max_w,
-        charge.floor_w,
+    return (
+        session.committed_w,
+        session.measured_w,
         session.granted_w,
         max_w if session.draws_at_most_w is None else session.wanted_w,
         session.overdraw_w,
-        session.limit_reason,
+        1,
+        max_w,
+        0 if planned(session) else max_w,
+        charge.floor_w,
     )
-    return session.committed_w, session.measured_w, active
 
 
 def sums(live: Iterable[Session]) -> Sums:
     """The sums from nothing."""
     total = Sums()
     for session in live:
-        total.add(part(session), 1)
+        total.live += 1
+        total.replace(NOTHING, part(session))
     return total
 
 

@@ -141,7 +141,7 @@ class _Gauges(Collector):
         return family
 
     @staticmethod
-    def _curtailed(sessions: tuple[int, ...]) -> Metric:
+    def _curtailed(sessions: tuple[LimitReason, ...]) -> Metric:
         family = GaugeMetricFamily(
             "substation_curtailed_sessions",
             "Sessions that want energy and are granted less than they can take, by why.",
@@ -149,7 +149,7 @@ class _Gauges(Collector):
         )
         for reason in LimitReason:
             if reason:
-                family.add_metric([reason.name], sessions[reason])
+                family.add_metric([reason.name], sessions.count(reason))
         return family
 
     @staticmethod

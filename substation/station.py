@@ -348,7 +348,7 @@ class Station:
             free_charge_points=self.config.charge_points - total.live,
             not_accepting=self.accepting,
             over_limit_ms=self._power.over_limit_ms,
-            curtailed=tuple(total.curtailed),
+            curtailed=tuple(self._live.curtailed()),
         )
 
     def outlook(self, now: int) -> Outlook:

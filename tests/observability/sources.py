@@ -17,7 +17,7 @@ from balancer.metrics import BalancerMetrics, DeskCollector
 from gateway.metrics import HttpMetrics
 from mesh.clock import SystemClock
 from mesh.metrics import GrpcServerMetrics, new_registry
-from mesh.model import LimitReason, LimitSource, NotAccepting
+from mesh.model import LimitSource, NotAccepting
 from substation.load import Load
 from substation.metrics import SubstationMetrics
 
@@ -116,7 +116,7 @@ def declared() -> dict[str, set[str]]:
 def _declare_substation(registry: CollectorRegistry) -> None:
     numbers = dict.fromkeys((field.name for field in fields(Load)), 0)
     sources = {"limit_source": LimitSource.UNSPECIFIED, "not_accepting": NotAccepting.UNSPECIFIED}
-    idle = Load(**{**numbers, **sources, "curtailed": (0,) * len(LimitReason)})  # type: ignore[arg-type]
+    idle = Load(**{**numbers, **sources, "curtailed": ()})  # type: ignore[arg-type]
     metrics = SubstationMetrics(registry)
     metrics.show(lambda: idle, 1, lambda: 0)
     metrics.show_orphans(lambda: [("slot-1", 0)])

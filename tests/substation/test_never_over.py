@@ -97,6 +97,8 @@ class NeverOver(RuleBasedStateMachine):
     def what_is_kept_up_with_every_change_is_what_a_look_at_every_session_finds(self) -> None:
         station = self.rig.station
         assert station._live.sums() == sums(self.live())
+        reasons = [session.limit_reason for session in self.live() if session.active and session.limit_reason]
+        assert sorted(station._live.curtailed()) == sorted(reasons)
         required = sum(required_w(session, station._now, 1) for session in self.live() if session.active)
         assert station.load().required_w == required
         due = [at for session in self.live() if (at := station._next_of(session)) is not None]
