@@ -152,8 +152,7 @@ NOTHING = Outlook(FLAT, FLAT)
 def outlook(needs: Iterable[Need]) -> Outlook:
     """The curves of many cars. Of one that cannot be completed what its full power brings counts as promised."""
     curves = Curves()
-    for need in needs:
-        curves.count(need, 1)
+    curves.count(needs, 1)
     return curves.outlook()
 
 
@@ -163,12 +162,13 @@ class Curves:
     def __init__(self) -> None:
         self._even, self._latest = _Curve(), _Curve()
 
-    def count(self, need: Need, times: int) -> None:
-        """Counts a car in (1) or out (-1)."""
-        need_mj, left_ms, max_w = need
-        rate_w = min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
-        self._even.rise(0, need_mj / rate_w if rate_w else 0, times * rate_w)
-        self._latest.rise(left_ms - need_mj // max_w, left_ms, times * max_w)
+    def count(self, needs: Iterable[Need], times: int) -> None:
+        """Counts cars in (1) or out (-1)."""
+        even, latest = self._even.rise, self._latest.rise
+        for need_mj, left_ms, max_w in needs:
+            rate_w = min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
+            even(0, need_mj / rate_w if rate_w else 0, times * rate_w)
+            latest(left_ms - need_mj // max_w, left_ms, times * max_w)
 
     def outlook(self) -> Outlook:
         return Outlook(self._even.points(), self._latest.points())

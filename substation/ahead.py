@@ -20,15 +20,17 @@ class Ahead:
         self._limit_w = limit_w
         self._scale = scale
         self._curves = Curves()
-        self._needs: dict[str, Need] = {}
+        # Who is counted in the curves; who came, and what those asked who went, since they were asked for.
+        self._counted: dict[str, Need] = {}
+        self._came: dict[str, Need] = {}
+        self._went: list[Need] = []
         for session in sessions:
             self.add(session, now)
 
     def add(self, session: Session, now: int) -> None:
         """Nothing for one that wants no more."""
         if session.active:
-            asked = self._needs[session.session_id] = self._need(session, now)
-            self._curves.count(asked, 1)
+            self._came[session.session_id] = self._need(session, now)
 
     def _need(self, session: Session, now: int) -> Need:
         """What its claim would ask: little of a claim is needed for that."""
@@ -38,8 +40,17 @@ class Ahead:
 
     def drop(self, session_id: str) -> None:
         """It wants no more."""
-        if (asked := self._needs.pop(session_id, None)) is not None:
-            self._curves.count(asked, -1)
+        if self._came.pop(session_id, None) is None and (asked := self._counted.pop(session_id, None)) is not None:
+            self._went.append(asked)
 
     def outlook(self) -> Outlook:
+        """The curves as of now. Where more went than stay, those who stay are counted anew."""
+        if len(self._went) > len(self._counted):
+            self._curves = Curves()
+            self._curves.count(self._counted.values(), 1)
+        else:
+            self._curves.count(self._went, -1)
+        self._curves.count(self._came.values(), 1)
+        self._counted |= self._came
+        self._came, self._went = {}, []
         return self._curves.outlook()
