@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from mesh.model import LimitReason, LimitSource, NotAccepting
 from mesh.outlook import LEAST_LEFT_MS, Outlook
 from substation.sessions import Session
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """Whole watts. `sequence` grows with every change of commitments; the rest is as in the contract's LoadReport."""
 
     sequence: int
@@ -32,8 +33,7 @@ class Load:
     curtailed: tuple[LimitReason, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """A load with whose it is and when."""
 
     substation_id: str

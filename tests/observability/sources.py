@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -114,7 +113,7 @@ def declared() -> dict[str, set[str]]:
 
 
 def _declare_substation(registry: CollectorRegistry) -> None:
-    numbers = dict.fromkeys((field.name for field in fields(Load)), 0)
+    numbers = dict.fromkeys(Load.__struct_fields__, 0)
     sources = {"limit_source": LimitSource.UNSPECIFIED, "not_accepting": NotAccepting.UNSPECIFIED}
     idle = Load(**{**numbers, **sources, "curtailed": ()})  # type: ignore[arg-type]
     metrics = SubstationMetrics(registry)

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from mesh.errors import AttemptFenced, MeshError, NotFound, PreconditionFailed, Refused, Unavailable
 from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, SessionState, StopReason
