@@ -5,11 +5,10 @@ A car's character comes from its session id: the same after a restart.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from zlib import crc32
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from mesh.units import JOULES_PER_KWH
 from substation.events import CarEvent, Confirmed, Full, Reading
@@ -38,8 +37,7 @@ class Plugged(Struct, frozen=True, gc=False):
     lease_until_ms: int = 0
 
 
-@dataclass(slots=True)
-class _Car:
+class _Car(Struct, gc=False):
     number: int
     plugged: Plugged
     need_mj: int
