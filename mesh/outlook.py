@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import add, sub
+from operator import add, mul, sub
 from typing import NamedTuple, TypeAlias
 
 from mesh.charge import Charge
@@ -203,8 +203,8 @@ class _Curve:
 
     def points(self) -> tuple[int, ...]:
         """Whole millijoules at each time of the grid; of what was counted out again rounding may leave a trace."""
-        points = zip(GRID_MS, accumulate(self._slope), accumulate(self._offset), strict=False)
-        return tuple([round(mj) if (mj := t * slope - offset) > 0 else 0 for t, slope, offset in points])
+        risen = map(sub, map(mul, GRID_MS, accumulate(self._slope)), accumulate(self._offset))
+        return tuple([round(mj) if mj > 0 else 0 for mj in risen])
 
 
 def need_of(charge: Charge, now: int, scale: float) -> Need | None:
