@@ -50,11 +50,15 @@ class Limits:
 
     def in_force(self, now: int) -> tuple[int, LimitSource]:
         """The limit at `now` in watts and whose it is; UNSPECIFIED is the rated power."""
+        if not self._limits:  # the usual case, and every turn asks a few times
+            return self._rated_w, LimitSource.UNSPECIFIED
         active = [(limit.limit_w, limit.source) for limit in self._limits.values() if limit.active(now)]
         return min([(self._rated_w, LimitSource.UNSPECIFIED), *active])
 
     def next_edge(self, now: int) -> int | None:
         """When the next limit starts or ends."""
+        if not self._limits:
+            return None
         times = [t for limit in self._limits.values() for t in (limit.start_ms, limit.end_ms) if t is not None]
         return min((t for t in times if t > now), default=None)
 

@@ -122,7 +122,7 @@ class Power:
         """When the power is to be shared anew by itself."""
         ramp = self._ramp.next_step(now) if anybody else None
         times = [self.limits.next_edge(now), self._turns.ends_ms, self._review.next_ms, ramp]
-        return min((at for at in times if at is not None), default=None)
+        return min([at for at in times if at is not None], default=None)
 
     def _budget_at(self, now: int, overdraw_w: int = 0) -> Budget:
         """What cars draw above confirmed grants is left free for them."""
