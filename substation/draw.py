@@ -52,8 +52,11 @@ def note_overdraw(session: Session) -> None:
 
     Kept until the next reading of a confirmed grant: it is the car's habit, not of one grant.
     """
+    over_w = session.measured_w - session.granted_w
+    if over_w <= 0 and not session.overdraw_w:  # the usual case
+        return
     if session.held_w <= session.granted_w and session.obey_by_ms is None:
-        session.overdraw_w = max(0, session.measured_w - session.granted_w)
+        session.overdraw_w = max(0, over_w)
 
 
 def time_undrawn(session: Session, now: int) -> None:

@@ -147,14 +147,15 @@ class Live:
         if not self._stale:
             return
         stale, self._stale = self._stale, {}
+        parts, curtailed = self._parts, self._curtailed
         for name, session in stale.items():
             now = part(session)
-            self._sums.replace(self._parts.get(name, NOTHING), now)
-            self._parts[name] = now
+            self._sums.replace(parts.get(name, NOTHING), now)
+            parts[name] = now
             if session.limit_reason and session.active:
-                self._curtailed[name] = session.limit_reason
-            else:
-                self._curtailed.pop(name, None)
+                curtailed[name] = session.limit_reason
+            elif name in curtailed:
+                del curtailed[name]
             self._note_due(name, self._due_of(session))
         if len(self._heap) > _SLACK * len(self._due) + 64:
             self._heap = [(at, self._numbers[name], name) for name, at in self._due.items()]

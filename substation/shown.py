@@ -113,7 +113,8 @@ class Shown:
         shown = self._sessions.get(session_id)
         if shown is not None and shown.live:
             shown.measured_w = power_w
-            self._notify(session_id)
+            if session_id in self._watchers:
+                self._notify(session_id)
 
     def keep_only(self, session_ids: Iterable[str]) -> None:
         """Lets go of all others."""

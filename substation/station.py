@@ -12,7 +12,7 @@ from random import Random
 from mesh import ids
 from mesh.charge import Charge, Key
 from mesh.errors import NotFound, PreconditionFailed
-from mesh.model import ErrorReason, LimitSource, NotAccepting, StopReason
+from mesh.model import ErrorReason, LimitReason, LimitSource, NotAccepting, StopReason
 from mesh.outlook import Outlook, assumed_stay_ms
 from substation import admission, draw, grants
 from substation.completion import promised
@@ -577,7 +577,7 @@ class Station:
         session.offers, session.confirmed_until_ms = (), 0
         session.undrawn_since_ms = session.obey_by_ms = None
         session.overdraw_w = 0
-        session.limit_reason, session.limit_source = session.limit_reason.UNSPECIFIED, LimitSource.UNSPECIFIED
+        session.limit_reason, session.limit_source = LimitReason.UNSPECIFIED, LimitSource.UNSPECIFIED
         self._events.append(Opened(session.session_id))
 
     def _note_reading(self, session: Session) -> None:
