@@ -5,7 +5,8 @@ rise of the limit the total rises slowly. Where floors do not all fit, turns are
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from mesh.model import LimitReason, LimitSource
 from substation import draw
@@ -21,8 +22,7 @@ LEAST_RAISE_W = 1_000
 _LEAST_LEFT_S = 900
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Struct, frozen=True):
     """What may be granted now: `cap_w` is the limit, or less while it is ramped up."""
 
     limit_w: int

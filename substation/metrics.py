@@ -1,6 +1,5 @@
 """The substation's metrics, each declared here once. Gauges are read from the last report at scrape time."""
 
-import collections
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -61,8 +60,9 @@ class SubstationMetrics:
 
     def count_ended(self, sessions: Iterable[Session]) -> None:
         """Counts endings that became durable."""
-        for reason, count in collections.Counter(session.stop_reason for session in sessions).items():
-            self._ended[reason].inc(count)
+        reasons = [session.stop_reason for session in sessions]
+        for reason in set(reasons):
+            self._ended[reason].inc(reasons.count(reason))
 
     def show(self, load: Callable[[], Load], time_scale: int, delivered_j: Callable[[], int]) -> None:
         """Adds what is read at scrape time: the load as of the last change, and the energy delivered in joules.

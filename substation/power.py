@@ -1,7 +1,8 @@
 """The power of one substation: what may be granted now, who gets it, and how long it was over the limit."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from substation import grants
 from substation.draw import OBEY_MS
@@ -12,8 +13,7 @@ from substation.sessions import Session
 from substation.sharing import SharingPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """What sharing anew changed: grants (to be offered), and what sessions show."""
 
     granted: list[Session]

@@ -606,13 +606,13 @@ class Station:
             draw.time_undrawn(session, self._now)
         for session in settled.shown:
             self._touched[session.session_id] = session
-        complied_ms = self._power.note_committed(self._live.sums().committed_w, self._now)
+        # Each change counts, also one that the next takes back before anybody looks.
+        total = self._note_commitments()
+        complied_ms = self._power.note_committed(total.committed_w, self._now)
         if complied_ms is not None:
             self._events.append(LimitComplied(complied_ms))
         # Where nothing was granted, sharing once more would change nothing either.
         self._unsettled = bool(settled.granted)
-        # Each change counts, also one that the next takes back before anybody looks.
-        self._note_commitments()
 
     def _offer(self, session: Session) -> None:
         self._live.touch(session)
