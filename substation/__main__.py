@@ -110,11 +110,11 @@ async def serve(settings: SubstationSettings, stopping: asyncio.Event) -> None:
     metrics.show(lambda: engine.load, settings.time_scale, lambda: engine.shown.delivered_mj // 1000)
     metrics.show_place(engine.report().substation_id, slot.folder / LEDGER)
 
+    charges = Charges(engine, clock, rng, metrics)
+
     def register(server: grpc.aio.Server) -> None:
-        charging_pb2_grpc.add_ChargingServiceServicer_to_server(
-            Charging(Charges(engine, clock, rng, metrics), admission), server
-        )
-        reports_pb2_grpc.add_LoadReportServiceServicer_to_server(Reports(engine), server)
+        charging_pb2_grpc.add_ChargingServiceServicer_to_server(Charging(charges, admission), server)
+        reports_pb2_grpc.add_LoadReportServiceServicer_to_server(Reports(engine, charges.load), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(Operations(engine, clock), server)
 
     page = MetricsPage(settings.host, settings.metrics_port, registry)

@@ -1,7 +1,7 @@
 """The substation's gRPC services: messages in, engine calls, messages out. Nothing is decided here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -103,10 +103,16 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
 
 
 class Reports(reports_pb2_grpc.LoadReportServiceServicer):
-    """LoadReportService, for balancers."""
+    """LoadReportService, for balancers. `load` says the load as it is now, in a message that is not changed.
 
-    def __init__(self, engine: Engine) -> None:
+    Balancers ask for the same at the same time, so a message is made once for all of them.
+    """
+
+    def __init__(self, engine: Engine, load: Callable[[], load_pb2.LoadReport]) -> None:
         self._engine = engine
+        self._load = load
+        # What was said last, from where to where in the stream of admissions.
+        self._changes: tuple[tuple[int, int], reports_pb2.StreamAdmissionsResponse] | None = None
 
     async def StreamLoadReports(
         self, request: reports_pb2.StreamLoadReportsRequest, context: Context
@@ -118,9 +124,9 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
         try:
             while True:
                 news.clear()
-                report = self._engine.report()
-                yield reports_pb2.StreamLoadReportsResponse(report=wire.load_report(report))
-                await self._next_report(report.load.sequence, news, interval)
+                report = self._load()
+                yield reports_pb2.StreamLoadReportsResponse(report=report)
+                await self._next_report(report.sequence, news, interval)
         finally:
             self._engine.shown.unlisten(news)
 
@@ -146,8 +152,9 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                 if entries is None:
                     raise Unavailable(ErrorReason.NO_SUBSTATION, "the reader fell behind; start anew", 0)
                 for chunk in _chunks(entries):
-                    after = chunk[-1].admission_sequence
-                    yield self._message(reports_pb2.ADMISSION_PHASE_CHANGES, chunk, after)
+                    message = self._changed(chunk, after)
+                    after = message.position.sequence
+                    yield message
                 await _news(self._engine, news, 60.0)
         finally:
             self._engine.shown.unlisten(news)
@@ -178,6 +185,13 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
             yield self._message(reports_pb2.ADMISSION_PHASE_SNAPSHOT, chunk, sequence)
         yield self._message(reports_pb2.ADMISSION_PHASE_SNAPSHOT_END, [], sequence)
 
+    def _changed(self, sessions: list[Session], after: int) -> reports_pb2.StreamAdmissionsResponse:
+        """All entries from there on up to the last of these."""
+        span = after, sessions[-1].admission_sequence
+        if self._changes is None or self._changes[0] != span:
+            self._changes = span, self._message(reports_pb2.ADMISSION_PHASE_CHANGES, sessions, span[1])
+        return self._changes[1]
+
     def _message(
         self, phase: reports_pb2.AdmissionPhase.ValueType, sessions: list[Session], sequence: int
     ) -> reports_pb2.StreamAdmissionsResponse:
@@ -195,7 +209,7 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
             raise InvalidRequest(Violation("attempt_id", "must be a UUIDv7"))
         key = Key(request.owner or requests.ANONYMOUS, request.request_id)
         outcome = await self._engine.resolve(key, request.attempt_id)
-        response = reports_pb2.ResolveChargeResponse(load=wire.load_report(self._engine.report()))
+        response = reports_pb2.ResolveChargeResponse(load=self._load())
         if isinstance(outcome, Session):
             response.session.CopyFrom(_shown(self._engine, outcome))
         else:

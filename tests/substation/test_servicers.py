@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gridmesh.v1 import reports_pb2
+from substation import wire
 from substation.engine import Engine
 from substation.servicers import Reports
 from tests.substation.rig import a_charge
@@ -17,6 +18,10 @@ SNAPSHOT, END, CHANGES = (
 )
 
 
+def reports(engine: Engine) -> Reports:
+    return Reports(engine, lambda: wire.load_report(engine.report()))
+
+
 async def first(
     engine: Engine, count: int, after: tuple[int, int] | None = None
 ) -> list[tuple[reports_pb2.AdmissionPhase.ValueType, list[str], int]]:
@@ -25,7 +30,7 @@ async def first(
     if after is not None:
         request.after.epoch, request.after.sequence = after
     context: Any = None
-    stream = Reports(engine).StreamAdmissions(request, context)
+    stream = reports(engine).StreamAdmissions(request, context)
     async with asyncio.timeout(2):
         messages = [await anext(stream) for _ in range(count)]
     assert {message.position.epoch for message in messages} == {engine.epoch}
@@ -45,3 +50,24 @@ async def test_admissions_that_resume_say_at_once_where_they_go_on(tmp_path: Pat
         assert await first(engine, 1, (engine.epoch, 1)) == [(CHANGES, [], 1)]
         await charge(engine, a_charge("2"))
         assert await first(engine, 2, (engine.epoch, 1)) == [(CHANGES, [], 1), (CHANGES, ["2"], 2)]
+
+
+async def test_readers_who_are_as_far_are_sent_the_same_message_and_no_other_is(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        service = reports(engine)
+        context: Any = None
+
+        async def read(after: int) -> reports_pb2.StreamAdmissionsResponse:
+            """What comes after a reader was told that it goes on from there."""
+            request = reports_pb2.StreamAdmissionsRequest()
+            request.after.epoch, request.after.sequence = engine.epoch, after
+            stream = service.StreamAdmissions(request, context)
+            await anext(stream)
+            return await anext(stream)
+
+        for number in range(1, 4):
+            await charge(engine, a_charge(str(number)))
+        one, behind, other = await read(1), await read(0), await read(1)
+        assert [[m.request_id for m in said.admissions] for said in (one, behind)] == [["2", "3"], ["1", "2", "3"]]
+        assert one == other
+        assert await read(1) is other
