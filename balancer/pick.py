@@ -205,8 +205,10 @@ class Picker:
             if floor_w > known.admits_w:
                 unfit += 1
                 continue
-            curve = known.evenly_mj or known.promise()
-            score = (curve[at_first] * before + curve[at] * after + room_w) / known.limit_w
+            curve = known.evenly_mj
+            # The call is for those where cars were placed since.
+            first_mj, second_mj = known.promised_mj(at) if known.undrawn or not curve else (curve[at_first], curve[at])
+            score = (first_mj * before + second_mj * after + room_w) / known.limit_w
             if score > lowest:
                 continue
             if score < lowest:
@@ -362,6 +364,6 @@ def _one_scale(some: list[Known], charge: Charge) -> float | None:
 def _loads_ahead(fitting: list[Known], need: Need) -> list[float]:
     """The scores that `_best` compares."""
     at, before, after, room_w = mean_load(need)
-    curves = [known.evenly_mj or known.promise() for known in fitting]
+    curves = [known.promise() for known in fitting]
     loads = [curve[at - 1] * before + curve[at] * after + room_w for curve in curves]
     return [load / known.limit_w for load, known in zip(loads, fitting, strict=True)]

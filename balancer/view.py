@@ -88,7 +88,7 @@ class Reservation(Struct, eq=False):
     demand_w: int
     # None where it is not known what it asks of the hours ahead.
     need: Need | None = None
-    # Its part of what is reserved there, once it is.
+    # Its part of what is reserved there, once somebody asked of it.
     evenly_mj: Curve = FLAT
     epoch: int | None = None
     sequence: int | None = None
@@ -123,6 +123,8 @@ class Known:
     _left_mj: list[Curve] = field(default_factory=list)
     _reserved_at_latest_mj: Curve = FLAT
     _uncounted: dict[Key, Need] = field(default_factory=dict)
+    # Those that are in neither `_come_mj` nor `evenly_mj`, as their curves were not made yet.
+    undrawn: dict[Key, Reservation] = field(default_factory=dict)
     reservations: dict[Key, Reservation] = field(default_factory=dict)
     # The report and the reservations together, kept ready because every placement compares them. Before the first
     # report they mean nothing.
@@ -132,8 +134,10 @@ class Known:
     free_charge_points: int = 0
     # The highest floor that fits: the limit, or -1 where nobody is admitted.
     admits_w: int = -1
-    # The promises, charged evenly; empty until somebody asks with `promise`.
+    # The promises, charged evenly, but for those `undrawn`; empty until somebody asks.
     evenly_mj: Curve = ()
+    # What `promised_mj` said last, with its index of the grid, kept as reservations come.
+    _around: tuple[int, float, float] | None = None
     # What they leave of the limit; None until somebody asks.
     slack_mj: list[float] | None = None
     # None where it does not tell what is ahead of it.
@@ -152,6 +156,7 @@ class Known:
         return Outlook(self._reserved_evenly(), self._reserved_at_latest_mj)
 
     def _reserved_evenly(self) -> Curve:
+        self._draw()
         for come_mj in self._come_mj:
             self._reserved_evenly_mj = added(self._reserved_evenly_mj, come_mj)
         self._come_mj.clear()
@@ -160,27 +165,38 @@ class Known:
         self._left_mj.clear()
         return self._reserved_evenly_mj
 
+    def _draw(self) -> None:
+        for reservation in self.undrawn.values():
+            assert reservation.need is not None
+            reservation.evenly_mj = evenly_mj = reservation.need.evenly_mj()
+            self._come_mj.append(evenly_mj)
+            if self.evenly_mj:
+                self.evenly_mj = added(self.evenly_mj, evenly_mj)
+        self.undrawn.clear()
+
     def reserve(self, reservation: Reservation) -> None:
         """One more."""
         self.reservations[reservation.key] = reservation
         self.reserved_w += reservation.demand_w
         self.add_up()
         if (need := reservation.need) is not None:
-            reservation.evenly_mj = evenly_mj = need.evenly_mj()
-            self._come_mj.append(evenly_mj)
+            self.undrawn[reservation.key] = reservation
             self._uncounted[reservation.key] = need
-            if self.evenly_mj:
-                self.evenly_mj = added(self.evenly_mj, evenly_mj)
+            if self._around is not None:
+                at, before_mj, by_then_mj = self._around
+                more_before_mj, more_by_then_mj = need.evenly_around_mj(at)
+                self._around = at, before_mj + more_before_mj, by_then_mj + more_by_then_mj
 
     def release(self, reservation: Reservation) -> None:
         """One less. To be followed by `add_up`."""
         del self.reservations[reservation.key]
         self.reserved_w -= reservation.demand_w
-        self.evenly_mj = ()
+        self.evenly_mj, self._around = (), None
         if not self.reservations:
             self._forget_curves()
         elif reservation.need is not None:
-            self._left_mj.append(reservation.evenly_mj)
+            if self.undrawn.pop(reservation.key, None) is None:
+                self._left_mj.append(reservation.evenly_mj)
             if self._uncounted.pop(reservation.key, None) is None:
                 self._reserved_at_latest_mj = less(self._reserved_at_latest_mj, reservation.need.at_latest_mj())
 
@@ -189,6 +205,7 @@ class Known:
         self._come_mj.clear()
         self._left_mj.clear()
         self._uncounted.clear()
+        self.undrawn.clear()
 
     def lost_mj(self, need: Need) -> float:
         """What that car would cost there in energy, its own or that of others; 0 where no report tells."""
@@ -209,7 +226,8 @@ class Known:
         self.reservations.clear()
         self._forget_curves()
         self.held.clear()
-        self.admits_w, self.time_scale, self.slack_mj, self.evenly_mj, self.caught_up = -1, None, None, (), None
+        self.admits_w, self.time_scale, self.slack_mj, self.caught_up = -1, None, None, None
+        self.evenly_mj, self._around = (), None
 
     def report(self, load: Load) -> None:
         """The report that is counted with from now on."""
@@ -217,7 +235,7 @@ class Known:
         self.substation_id = load.substation_id
         self.limit_w = load.limit_w
         self.time_scale = None if load.ahead is None else load.time_scale
-        self.evenly_mj = ()
+        self.evenly_mj, self._around = (), None
         self.add_up()
 
     def add_up(self) -> None:
@@ -228,14 +246,27 @@ class Known:
             self.free_charge_points = load.free_charge_points - len(self.reservations)
             self.admits_w = load.limit_w if load.accepting and self.free_charge_points > 0 else -1
 
+    def promised_mj(self, at: int) -> tuple[float, float]:
+        """Two points of `promise`: the one before, and that one.
+
+        Most cars ask for the same two, as nobody says when they leave. Then no curve is made of those that come.
+        """
+        if self._around is None or self._around[0] != at:
+            evenly_mj = self.promise()
+            self._around = at, evenly_mj[at - 1], evenly_mj[at]
+        _, before_mj, by_then_mj = self._around
+        return before_mj, by_then_mj
+
     def promise(self) -> Curve:
         """All that is promised, charged evenly; of a report that does not tell, as `time_scale` says, nothing."""
-        reserved_mj = self._reserved_evenly()
-        ahead = None if self.load is None else self.load.ahead
-        if ahead is None:
-            self.evenly_mj = reserved_mj
-        else:
-            self.evenly_mj = ahead.evenly_mj if reserved_mj is FLAT else added(ahead.evenly_mj, reserved_mj)
+        self._draw()
+        if not self.evenly_mj:
+            reserved_mj = self._reserved_evenly()
+            ahead = None if self.load is None else self.load.ahead
+            if ahead is None:
+                self.evenly_mj = reserved_mj
+            else:
+                self.evenly_mj = ahead.evenly_mj if reserved_mj is FLAT else added(ahead.evenly_mj, reserved_mj)
         return self.evenly_mj
 
 

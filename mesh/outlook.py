@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from math import floor
 from operator import add, mul, sub
 from typing import NamedTuple, TypeAlias
 
@@ -23,6 +24,8 @@ GRID_MS = tuple(
     m * _MINUTE_MS for m in (*(0, 15, 30, 45, 60, 90), *range(120, 960, 60), *(960, 1_080, 1_200, 1_440, 1_800, 2_880))
 )
 _POINTS = len(GRID_MS)
+# As what they are multiplied and compared with: of one type that is a third faster.
+_GRID_MS = tuple(map(float, GRID_MS))
 # Millijoules at each time of the grid.
 Curve: TypeAlias = tuple[float, ...]
 # A car about to leave needs no infinite power.
@@ -53,10 +56,23 @@ class Need(NamedTuple):
 
     def evenly_mj(self) -> Curve:
         """Charged at a constant power until it leaves."""
+        need_mj, rate_w = self.need_mj, self._rate_w()
+        risen = bisect_right(_GRID_MS, need_mj / rate_w)
+        # Whole, so that it can be taken away again; floor() takes a third of the time of int().
+        return (*[floor(rate_w * t) for t in _GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen))
+
+    def evenly_around_mj(self, at: int) -> tuple[int, int]:
+        """Two points of that curve: the one before, and that one."""
+        need_mj, rate_w = self.need_mj, self._rate_w()
+        full_ms, first_ms, second_ms = need_mj / rate_w, _GRID_MS[at - 1], _GRID_MS[at]
+        return (
+            floor(rate_w * first_ms) if first_ms <= full_ms else need_mj,
+            floor(rate_w * second_ms) if second_ms <= full_ms else need_mj,
+        )
+
+    def _rate_w(self) -> float:
         need_mj, left_ms, max_w = self
-        rate_w = min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
-        risen = bisect_right(GRID_MS, need_mj / rate_w)
-        return (*[int(rate_w * t) for t in GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen))
+        return min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
 
     def at_latest_mj(self) -> Curve:
         """Charged as late as its full power allows. What it is late with already is nobody's promise."""

@@ -14,7 +14,7 @@ from balancer.view import Known, Load
 from mesh import errors
 from mesh.charge import Charge
 from mesh.model import ErrorReason
-from mesh.outlook import NOTHING, Outlook, need_of
+from mesh.outlook import GRID_MS, NOTHING, Outlook, need_of
 from tests.balancer.makers import (
     INTERVAL,
     NOW,
@@ -281,6 +281,12 @@ class Mesh(RuleBasedStateMachine):
         for known in self.desk.view:
             assert known.reserved == reserved(known)
             assert min(*known.reserved.evenly_mj, *known.reserved.at_latest_mj) >= 0
+
+    @rule(at=st.integers(1, len(GRID_MS) - 1))
+    def somebody_asks_what_is_promised_around(self, at: int) -> None:
+        for known in self.desk.view:
+            ahead = NOTHING if known.load is None or known.load.ahead is None else known.load.ahead
+            assert known.promised_mj(at) == (ahead + reserved(known)).evenly_mj[at - 1 : at + 1]
 
     @invariant()
     def no_key_has_two_sessions(self) -> None:

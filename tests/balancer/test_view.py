@@ -250,14 +250,24 @@ def test_the_promises_are_kept_as_cars_come_and_go_between_two_looks() -> None:
     view = view_of_one()
     view.report("a:1", load(sequence=2, ahead=NOTHING), NOW)
     known, ahead = view["a:1"], NOTHING
-    assert known.promise() == ahead.evenly_mj
+    assert known.promised_mj(9) == (0, 0)
     reservations = [view.reserve("a:1", key(number), 11_000, NOW, CAR) for number in range(3)]
     for _ in reservations:
         ahead += CAR.outlook()
-    assert known.evenly_mj == known.promise() == ahead.evenly_mj, "as it was added to, and anew"
+    assert known.promised_mj(9) == ahead.evenly_mj[8:10], "as it was added to"
+    assert known.undrawn
+    assert known.promised_mj(3) == ahead.evenly_mj[2:4], "and anew"
+    assert known.evenly_mj == known.promise() == ahead.evenly_mj
+    assert not known.undrawn
     view.release(reservations.pop())
     view.reserve("a:1", key(4), 11_000, NOW, CAR)
+    assert known.promised_mj(3) == ahead.evenly_mj[2:4]
     assert known.promise() == ahead.evenly_mj
+    view.reserve("a:1", key(5), 11_000, NOW, CAR)
+    assert known.reserved == ahead + CAR.outlook()
+    assert known.promise() == known.reserved.evenly_mj, "as it was added to"
+    view.release(reservations.pop())
+    assert known.promised_mj(3) == ahead.evenly_mj[2:4]
     view.report("a:1", load(sequence=3, ahead=CAR.outlook()), NOW)
     assert known.promise() == (ahead + CAR.outlook()).evenly_mj
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,11 @@ def test_charged_as_late_as_possible_nothing_must_flow_before_the_time_to_spare_
 def test_charged_evenly_a_quarter_flows_in_a_quarter_of_the_stay() -> None:
     assert evenly_mj(CAR, HOUR_MS) == CAR.need_mj // 4
     assert evenly_mj(CAR, 9 * HOUR_MS) == CAR.need_mj
+
+
+@given(needs)
+def test_points_of_a_curve_are_what_they_are_in_all_of_it(car: Need) -> None:
+    assert [car.evenly_around_mj(at) for at in range(1, len(GRID_MS))] == list(pairwise(car.evenly_mj()))
 
 
 @given(st.lists(needs, max_size=5))
