@@ -22,5 +22,6 @@ class Rate:
         return max(0.0, self._faded(now)) / self._memory_ms
 
     def _faded(self, now: int) -> float:
-        passed_ms = 0 if self._at_ms is None else max(0, now - self._at_ms)
-        return self._count * exp(-passed_ms / self._memory_ms)
+        if self._at_ms is None or now <= self._at_ms:  # as for most of those that become known together
+            return self._count
+        return self._count * exp((self._at_ms - now) / self._memory_ms)

@@ -442,7 +442,8 @@ class LoadView:
             _drop(self._by_address[reservation.address], reservation)
         elif known.reservations.get(reservation.key) is reservation and known.load and reservation.is_in(known.load):
             self.foreign.count(-1, now)
-            _drop(known, reservation)
+            known.release(reservation)
+            known.add_up()
         return verdict
 
     def admitted(self, address: str, epoch: int, shown: Iterable[tuple[Key, int]]) -> None:
