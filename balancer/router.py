@@ -183,9 +183,10 @@ class Router:
     def reply(self, answer: Answer) -> Charged:
         """What the client hears."""
         charged: Charged = answer.reply
-        charged.response.repeated = answer.repeated
         wire.set_placement(charged.response.placement, answer.placement)
-        if not answer.repeated:
+        if answer.repeated:
+            charged.response.repeated = True  # else it says that it is not
+        else:
             self._metrics.picked(answer.placement.substation_id)
         return charged
 
