@@ -71,9 +71,11 @@ class Admission:
             self._served_at = now if queued else None
 
     def _count(self, gap_s: float) -> None:
-        counted_s = min(gap_s, _MOST_GROWTH * self._longest_s)
-        self._gap_s += (counted_s - self._gap_s) * _WEIGHT
-        self._longest_s = max(counted_s, self._longest_s * _FADING, _A_COMMIT_S)
+        if gap_s < self._longest_s:  # as nearly always
+            self._longest_s = max(gap_s, self._longest_s * _FADING, _A_COMMIT_S)
+        else:
+            gap_s = self._longest_s = min(gap_s, _MOST_GROWTH * self._longest_s)
+        self._gap_s += (gap_s - self._gap_s) * _WEIGHT
 
     def admitted(self, left_s: float | None) -> "_Admitted":
         """For `with`: `enter` and `leave` around a call that fails with a MeshError or not at all."""

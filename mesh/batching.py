@@ -33,7 +33,7 @@ def timeout_of(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | N
     timeout_s: float = timeout.seconds + timeout.nanos / 1e9
     if timeout_s <= 0:
         raise InvalidRequest(Violation(f"items[{index}].timeout", "must be above 0, or absent"))
-    return timeout_s if left_s is None else min(left_s, timeout_s)
+    return timeout_s if left_s is None or timeout_s < left_s else left_s
 
 
 Outcomes = AsyncGenerator[charging_pb2.ChargeBatchResponse, None]
