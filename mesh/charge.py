@@ -1,11 +1,10 @@
 """A valid charge request in whole watts, joules and milliseconds: what the pure modules decide on."""
 
-from typing import NamedTuple
-
 from msgspec import Struct
 
 
-class Key(NamedTuple):
+# Each charge looks it up a dozen times, and many are kept for a day: it is 40 bytes, a named tuple would be 72.
+class Key(Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """What makes two requests the same one."""
 
     owner: str

@@ -160,7 +160,7 @@ class Ledger:
             ),
             (
                 "INSERT OR REPLACE INTO fences VALUES (?, ?, ?, ?)",
-                [(*key, attempt, at) for key, attempt, at in changes.fences],
+                [(key.owner, key.request_id, attempt, at) for key, attempt, at in changes.fences],
             ),
             ("INSERT OR REPLACE INTO state VALUES (?, ?)", list(changes.state.items())),
         )

@@ -57,7 +57,7 @@ def show(s: Session, expected_end_ms: int | None, shown: charging_pb2.Session) -
     charge = s.charge
     shown.session_id = s.session_id
     shown.substation_id = substation_id(s)
-    shown.owner, shown.request_id = charge.key
+    shown.owner, shown.request_id = charge.key.owner, charge.key.request_id
     shown.vehicle_id = charge.vehicle_id
     if charge.energy_j is not None:
         shown.energy_kwh = kilowatt_hours(charge.energy_j * 1000)
@@ -140,7 +140,7 @@ def admission(s: Session) -> reports_pb2.Admission:
 def admit(s: Session, entry: reports_pb2.Admission) -> None:
     """The same, where it stands in another message, empty so far."""
     entry.sequence = s.admission_sequence
-    entry.owner, entry.request_id = s.charge.key
+    entry.owner, entry.request_id = s.charge.key.owner, s.charge.key.request_id
     entry.session_id = s.session_id
     entry.attempt_id = s.attempt_id
     if s.ended_ms is not None:
