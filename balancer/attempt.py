@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from balancer.desk import Desk, Doubt, Fenced, Found, Replied
 from balancer.view import Reservation
@@ -175,17 +175,6 @@ class IllegalMove(Exception):
     """An event that cannot happen in that state: a defect of the caller."""
 
 
-class _Tries(Struct):
-    """Whom this call asked, and what they said. Tuples: nearly all have one address and nothing else."""
-
-    addresses: tuple[str, ...] = ()
-    # Those to which something was sent.
-    sent: int = 0
-    refusals: tuple[MeshError, ...] = ()
-    # Survivors that it was sent on to.
-    survivors: tuple[str, ...] = ()
-
-
 class Attempt(Struct, eq=False):
     """One call. `parse` makes the valid charge, as of `now`, when one is needed; it may raise InvalidRequest."""
 
@@ -197,7 +186,13 @@ class Attempt(Struct, eq=False):
     # Nobody waits for the answer any more: what was sent stands, nothing more is sent.
     abandoned: bool = False
     _charge: Charge | None = None
-    _tries: _Tries = field(default_factory=_Tries)
+    # Whom this call asked, to how many of them something was sent, and what they said. Tuples: nearly all have one
+    # address and nothing else.
+    _addresses: tuple[str, ...] = ()
+    _sent: int = 0
+    _refusals: tuple[MeshError, ...] = ()
+    # Survivors that it was sent on to.
+    _survivors: tuple[str, ...] = ()
     _asked: Ask | None = None
     _reservation: Reservation | None = None
     _epoch: int | None = None
@@ -264,22 +259,22 @@ class Attempt(Struct, eq=False):
     def _place(self, _: Outcome | None, now: int) -> Step:
         if self.abandoned:
             return self._fail(_given_up())
-        desk, tries = self._desk, self._tries
+        desk = self._desk
         charge = self._charge = self._charge or self._parse(now)
-        if tries.sent and not desk.budget.spend(now):
+        if self._sent and not desk.budget.spend(now):
             return self._fail(self._most_useful())
         desk.view.tick(now)
-        pick = desk.picker.pick(charge, now, tries.addresses)
+        pick = desk.picker.pick(charge, now, self._addresses)
         if isinstance(pick, MeshError):
             return self._fail(self._most_useful(pick))
         address = pick.address
         self._reservation = desk.view.reserve(address, self.key, charge.max_w, now, pick.need)
         desk.ejections.sent(address, now)
         self._epoch = desk.epoch_of(address)
-        tries.addresses += (address,)
-        tries.sent += 1
+        self._addresses += (address,)
+        self._sent += 1
         self._placement = Placement(
-            pick.substation_id, pick.policy, pick.score, pick.before, pick.after, pick.eligible, len(tries.addresses)
+            pick.substation_id, pick.policy, pick.score, pick.before, pick.after, pick.eligible, len(self._addresses)
         )
         asked = self._asked = Ask(address, pick.substation_id)
         self.state = State.ASKING
@@ -298,14 +293,14 @@ class Attempt(Struct, eq=False):
         if self.abandoned:
             return self._fail(_given_up())
         survivor = outcome.duplicate_of
-        if survivor in self._tries.survivors:
+        if survivor in self._survivors:
             return self._fail(_unknown(f"its session {survivor} leads back to itself"))
-        self._tries.survivors += (survivor,)
+        self._survivors += (survivor,)
         return self._repeat_at(substation_of(survivor) or "")
 
     def _repeat_at(self, substation_id: str) -> Step:
         address = self._desk.view.address_of(substation_id)
-        self._placement = Placement(substation_id, REPEAT, tried=len(self._tries.addresses) + 1)
+        self._placement = Placement(substation_id, REPEAT, tried=len(self._addresses) + 1)
         if address is None:
             return self._fail(_unknown(f"its session is on substation {substation_id}, which has not reported"))
         self._asked = Ask(address, substation_id)
@@ -338,12 +333,12 @@ class Attempt(Struct, eq=False):
         """Definitely not admitted there: the next best."""
         assert self._asked is not None
         if isinstance(outcome, Refused):
-            self._tries.sent -= not outcome.sent
-            self._tries.refusals += (outcome.error,)
+            self._sent -= not outcome.sent
+            self._refusals += (outcome.error,)
             self._answered(outcome.error, now)
         else:
-            self._tries.sent -= 1
-            self._tries.refusals += (_unreachable(self._asked.substation_id),)
+            self._sent -= 1
+            self._refusals += (_unreachable(self._asked.substation_id),)
             self._desk.ejections.failed(self._asked.address, now)
         self._release()
         return self._place_again(now)
@@ -387,7 +382,7 @@ class Attempt(Struct, eq=False):
     def _fenced(self, _: Outcome | None, now: int) -> Step:
         """Certainly not admitted there. An attempt of an older call was fenced, or this one was."""
         if self._asked is not None:
-            self._tries.refusals += (_unreachable(self._asked.substation_id),)
+            self._refusals += (_unreachable(self._asked.substation_id),)
         return self._place_again(now)
 
     def _out_of_time(self, _: Outcome | None, now: int) -> Step:
@@ -422,7 +417,7 @@ class Attempt(Struct, eq=False):
         return Fail(error)
 
     def _most_useful(self, *more: MeshError) -> MeshError:
-        return min((*self._tries.refusals, *more), key=_usefulness)
+        return min((*self._refusals, *more), key=_usefulness)
 
     # An absent pair is an error.
     _TRANSITIONS: ClassVar[dict[tuple[State, Event], Callable[["Attempt", Outcome | None, int], Step]]] = {
