@@ -34,12 +34,13 @@ class Batch:
         # The last load that was put into it: the same object comes with many.
         self._load: load_pb2.LoadReport | None = None
         self._news = asyncio.Event()
+        traced = tracing.branch() is not None
         for index, item in enumerate(request.items):
-            context = copy_context() if item.traceparent else tracing.branch()
-            if context is None:
-                self._begin(index, item, left_s, None, None)
-            else:
+            if traced or item.traceparent:
+                context = copy_context()
                 context.run(self._begin_traced, index, item, left_s, context)
+            else:
+                self._begin(index, item, left_s, None, None)
 
     async def responses(self) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
         """The outcomes as they come. Whoever stops reading has left."""
@@ -78,14 +79,14 @@ class Batch:
             return
 
         def done(came: Charged | Exception) -> None:
-            error = came if isinstance(came, Exception) else None
-            self._admission.leave(seconds(), served=error is None or (isinstance(error, MeshError) and error.definite))
-            if isinstance(came, Exception):
-                self._fail(index, came)
-            else:
+            if isinstance(came, Charged):
+                self._admission.leave(seconds(), served=True)
                 self._tell(index, came)
+            else:
+                self._admission.leave(seconds(), served=isinstance(came, MeshError) and came.definite)
+                self._fail(index, came)
             if span is not None:
-                tracing.end(span, error)
+                tracing.end(span, None if isinstance(came, Charged) else came)
 
         flight = self._router.begin(item.request, timeout_s, done, context)
         if index in self._flights:
@@ -96,9 +97,9 @@ class Batch:
         outcome.index = index
         response = outcome.response
         response.CopyFrom(came.response)
-        if response.HasField("load"):
-            response.ClearField("load")
         if came.load is not self._load:
+            # Only where each reply has a load of its own it is said in the reply.
+            response.ClearField("load")
             self._load = came.load
             self._keep(came.load)
         self._flights.pop(index, None)

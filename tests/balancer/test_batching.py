@@ -35,6 +35,10 @@ class Flown:
         response = charging_pb2.ChargeResponse(session=charging_pb2.Session(session_id=self.vehicle))
         self.done(Charged(response, load or load_pb2.LoadReport(substation_id="a", sequence=1)))
 
+    def land_with_its_load(self, load: load_pb2.LoadReport) -> None:
+        """The same from one of an older version, which says it with each."""
+        self.done(Charged(response := charging_pb2.ChargeResponse(load=load), response.load))
+
 
 LATE = object()
 
@@ -152,6 +156,19 @@ async def test_items_beyond_what_can_be_served_are_refused_and_the_others_charge
         charges.flown[vehicle].land()
     assert {one.index for response in [r async for r in stream] for one in response.outcomes} == {0, 1}
     assert admission.in_flight == 0
+
+
+async def test_a_load_that_each_reply_says_is_said_once_all_the_same() -> None:
+    charges = Charges(a=LATE, b=LATE)
+    stream = begun(batch(a=None, b=None), charges).responses()
+    waiting = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    for flown in charges.flown.values():
+        flown.land_with_its_load(load_pb2.LoadReport(substation_id="a", epoch=1, sequence=9))
+    message = await waiting
+    assert not any(one.response.HasField("load") for one in message.outcomes)
+    assert [(load.substation_id, load.sequence) for load in message.loads] == [("a", 9)]
+    assert [r async for r in stream] == []
 
 
 async def test_what_is_known_together_is_one_message_with_each_substations_latest_load_once() -> None:
