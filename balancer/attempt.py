@@ -171,6 +171,11 @@ class Event(StrEnum):
     LATE = "late"
 
 
+# What nearly every charge goes through. Python 3.11 looks a member of an Enum up by a call, each time.
+_ASKING, _REPEATING, _DONE = State.ASKING, State.REPEATING, State.DONE
+_UNHEARD, _REPLIED = Event.UNHEARD, Event.REPLIED
+
+
 class IllegalMove(Exception):
     """An event that cannot happen in that state: a defect of the caller."""
 
@@ -204,7 +209,7 @@ class Attempt(Struct, eq=False):
         if self.key in self._desk.doubts:
             return self._move(Event.DOUBTED, None, now)
         known = self._desk.index.find(self.key) is not None
-        return self._move(Event.KNOWN if known else Event.UNHEARD, None, now)
+        return self._move(Event.KNOWN if known else _UNHEARD, None, now)
 
     def after(self, outcome: Outcome, now: int) -> Step:
         """The next step after what came of the last."""
@@ -216,21 +221,21 @@ class Attempt(Struct, eq=False):
         A later life's complete snapshot, if it came before the call is sent, would settle a doubt of which it knows
         nothing. A repeat finds its session in every life.
         """
-        if self.state is not State.ASKING or self._epoch is None:
+        if self.state is not _ASKING or self._epoch is None:
             return True
         assert self._asked is not None
         return self._desk.epoch_of(self._asked.address) == self._epoch
 
     def interrupted(self, now: int) -> Doubt | None:
         """The caller stops for a reason of its own. What was sent is in doubt; the doubt is returned."""
-        if self.state is State.ASKING:
+        if self.state is _ASKING:
             self._doubt(None, now)
             return self._desk.doubts[self.key]
         return None
 
     def _event(self, outcome: Outcome) -> Event:
         if isinstance(outcome, Replied) and not outcome.duplicate_of:  # as nearly always
-            return Event.REPLIED
+            return _REPLIED
         match outcome:
             case Refused(error):
                 if not error.definite or error.reason in _IN_DOUBT:
@@ -277,7 +282,7 @@ class Attempt(Struct, eq=False):
             pick.substation_id, pick.policy, pick.score, pick.before, pick.after, pick.eligible, len(self._addresses)
         )
         asked = self._asked = Ask(address, pick.substation_id)
-        self.state = State.ASKING
+        self.state = _ASKING
         return asked
 
     def _repeat(self, outcome: Outcome | None, now: int) -> Step:
@@ -304,7 +309,7 @@ class Attempt(Struct, eq=False):
         if address is None:
             return self._fail(_unknown(f"its session is on substation {substation_id}, which has not reported"))
         self._asked = Ask(address, substation_id)
-        self.state = State.REPEATING
+        self.state = _REPEATING
         return self._asked
 
     def _ask_again(self, _: Outcome | None, now: int) -> Step:
@@ -317,8 +322,8 @@ class Attempt(Struct, eq=False):
         assert isinstance(outcome, Replied)
         assert self._placement is not None
         self._take(outcome, now)
-        repeated = outcome.repeated or self.state is State.REPEATING
-        self.state = State.DONE
+        repeated = outcome.repeated or self.state is _REPEATING
+        self.state = _DONE
         placement = Placement(self._placement.substation_id, REPEAT) if repeated else self._placement
         return Answer(outcome.reply, placement, repeated)
 
@@ -394,7 +399,7 @@ class Attempt(Struct, eq=False):
 
     def _answer_found(self, outcome: Outcome | None, now: int) -> Step:
         assert isinstance(outcome, Found)
-        self.state = State.DONE
+        self.state = _DONE
         placement = self._placement or Placement(substation_of(outcome.session_id) or "", REPEAT)
         return Answer(outcome.reply, placement, repeated=placement.policy == REPEAT)
 
@@ -413,7 +418,7 @@ class Attempt(Struct, eq=False):
             self._reservation = None
 
     def _fail(self, error: MeshError) -> Fail:
-        self.state = State.DONE
+        self.state = _DONE
         return Fail(error)
 
     def _most_useful(self, *more: MeshError) -> MeshError:

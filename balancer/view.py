@@ -76,6 +76,10 @@ class Received(Enum):
     DUPLICATE = "duplicate"
 
 
+# What becomes of nearly every reply's. Python 3.11 looks a member of an Enum up by a call, each time.
+_DUPLICATE = Received.DUPLICATE
+
+
 class Reservation(Struct, eq=False):
     """One placement of ours. `epoch` is None while it is in flight or in doubt.
 
@@ -437,7 +441,7 @@ class LoadView:
         address = self._addresses.get(load.substation_id, reservation.address)
         known = self._by_address[address]
         # Those that became known together carry one load.
-        verdict = Received.DUPLICATE if load is known.load else self.report(address, load, now)
+        verdict = _DUPLICATE if load is known.load else self.report(address, load, now)
         if reservation.address != address:
             _drop(self._by_address[reservation.address], reservation)
         elif known.reservations.get(reservation.key) is reservation and known.load and reservation.is_in(known.load):
