@@ -150,8 +150,9 @@ def _count(record: _Record, now: int, failures: int) -> None:
         buckets.popleft()
     if not buckets or now - buckets[-1].start_ms >= _BUCKET_MS:
         buckets.append(_Bucket(now))
-    buckets[-1].calls += 1
-    buckets[-1].failures += failures
+    latest = buckets[-1]
+    latest.calls += 1
+    latest.failures += failures
 
 
 def _fails_often(record: _Record) -> bool:

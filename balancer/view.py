@@ -375,6 +375,8 @@ class LoadView:
 
     def tick(self, now: int) -> None:
         """Applies what was held back long enough. To be called before the view is read to decide."""
+        if not self._holding:  # as nearly always
+            return
         for known in list(self._holding):
             self._flush(known, now)
             if not known.held:
