@@ -213,9 +213,8 @@ class Known:
 
     def lost_mj(self, need: Need) -> float:
         """What that car would cost there in energy, its own or that of others; 0 where no report tells."""
-        need_mj, left_ms, max_w = need
         # With full power for all at once nobody is late.
-        if self.demand_w + max_w <= self.limit_w and need_mj <= left_ms * max_w:
+        if self.demand_w + need.max_w <= self.limit_w and need.need_mj <= need.left_ms * need.max_w:
             return 0
         if self.load is None or self.load.ahead is None:
             return 0

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import floor
 from operator import add, mul, sub
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
+
+from msgspec import Struct
 
 from mesh.charge import Charge
 
@@ -40,7 +42,7 @@ def assumed_stay_ms(need_mj: int, max_w: int) -> int:
     return max(_ASSUMED_STAY_MS, _ASSUMED_FACTOR * (need_mj // max_w))
 
 
-class Need(NamedTuple):
+class Need(Struct, frozen=True, gc=False):
     """One car: the energy that it still wants, in the time that it has, at its most power."""
 
     need_mj: int
@@ -56,22 +58,25 @@ class Need(NamedTuple):
 
     def evenly_mj(self) -> Curve:
         """Charged at a constant power until it leaves."""
-        need_mj, rate_w = self.need_mj, self._rate_w()
+        need_mj, rate_w = self.need_mj, self.rate_w()
         risen = bisect_right(_GRID_MS, need_mj / rate_w)
         # Whole, so that it can be taken away again; floor() takes a third of the time of int().
         return (*[floor(rate_w * t) for t in _GRID_MS[:risen]], *(need_mj,) * (_POINTS - risen))
 
     def evenly_around_mj(self, at: int) -> tuple[int, int]:
         """Two points of that curve: the one before, and that one."""
-        need_mj, rate_w = self.need_mj, self._rate_w()
+        need_mj, rate_w = self.need_mj, self.rate_w()
         full_ms, first_ms, second_ms = need_mj / rate_w, _GRID_MS[at - 1], _GRID_MS[at]
         return (
             floor(rate_w * first_ms) if first_ms <= full_ms else need_mj,
             floor(rate_w * second_ms) if second_ms <= full_ms else need_mj,
         )
 
-    def _rate_w(self) -> float:
-        need_mj, left_ms, max_w = self
+    def rate_w(self) -> float:
+        """The constant power that completes it in time, where its own is enough."""
+        need_mj, left_ms, max_w = self.need_mj, self.left_ms, self.max_w
+        if left_ms >= LEAST_LEFT_MS and need_mj <= max_w * left_ms:  # the usual case, without two calls
+            return need_mj / left_ms
         return min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
 
     def at_latest_mj(self) -> Curve:
@@ -156,7 +161,7 @@ def mean_load(need: Need) -> tuple[int, float, float, float]:
     that need little of a high power and can make way for others. Tuned on a month of sessions; half and twice of it
     are as good.
     """
-    need_mj, left_ms, max_w = need
+    need_mj, left_ms, max_w = need.need_mj, need.left_ms, need.max_w
     at, part = place(left_ms)
     return at, (1 - part) / left_ms, part / left_ms, 0.1 * max_w - 0.2 * (need_mj / left_ms)
 
@@ -181,10 +186,10 @@ class Curves:
     def count(self, needs: Iterable[Need], times: int) -> None:
         """Counts cars in (1) or out (-1)."""
         even, latest = self._even.rise, self._latest.rise
-        for need_mj, left_ms, max_w in needs:
-            rate_w = min(max_w, need_mj / max(left_ms, LEAST_LEFT_MS))
+        for need in needs:
+            need_mj, left_ms, max_w, rate_w = need.need_mj, need.left_ms, need.max_w, need.rate_w()
             even(0, need_mj / rate_w if rate_w else 0, times * rate_w)
-            latest(left_ms - need_mj // max_w, left_ms, times * max_w)
+            latest(left_ms - need_mj // max_w, left_ms, float(times * max_w))
 
     def outlook(self) -> Outlook:
         return Outlook(self._even.points(), self._latest.points())

@@ -5,6 +5,7 @@ from math import e
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from balancer.view import FOREIGN_MEMORY_MS, HELD_MOST, HOLD_MS, LoadView, Received
 from mesh.model import ReportState
@@ -274,9 +275,9 @@ def test_the_promises_are_kept_as_cars_come_and_go_between_two_looks() -> None:
 
 def test_a_car_costs_nothing_that_fits_beside_what_is_reported_and_reserved() -> None:
     view = view_of_one()
-    assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) == 0, "the report does not tell"
+    assert view["a:1"].lost_mj(replace(CAR, left_ms=1)) == 0, "the report does not tell"
     view.report("a:1", load(sequence=2, limit_w=33_000, demand_w=11_000, ahead=CAR.outlook()), NOW)
-    assert view["a:1"].lost_mj(CAR._replace(left_ms=1)) > 0
+    assert view["a:1"].lost_mj(replace(CAR, left_ms=1)) > 0
     view.reserve("a:1", key(1), 11_000, NOW, CAR)
     assert view["a:1"].lost_mj(CAR) == 0
     view.reserve("a:1", key(2), 11_000, NOW, CAR)
@@ -294,7 +295,7 @@ needs = st.builds(
 @given(st.lists(needs, max_size=5), needs)
 def test_nothing_is_lost_where_all_can_draw_full_power_at_once(cars: list[Need], car: Need) -> None:
     limit_w = sum(one.max_w for one in (*cars, car))
-    car = car._replace(need_mj=min(car.need_mj, car.max_w * car.left_ms))
+    car = replace(car, need_mj=min(car.need_mj, car.max_w * car.left_ms))
     assert lost_mj(car, outlook(cars).slack_mj(limit_w), limit_w) < 1_000, "the curves are rounded"
 
 

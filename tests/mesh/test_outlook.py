@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mesh.outlook import GRID_MS, NOTHING, Need, Outlook, lost_mj, need_of, outlook, place
 from tests.curves import at_latest_mj, evenly_mj
@@ -65,7 +66,7 @@ def test_a_car_costs_what_is_promised_and_asked_above_the_limit() -> None:
     later = Need(22 * HOUR_MS * 1_000, 4 * HOUR_MS, 11_000)
     assert cost(hurried.outlook(), later, 11_000) == 0, "one after the other"
     half_an_hour = HOUR_MS // 2 * 11_000
-    assert cost(hurried.outlook(), later._replace(left_ms=7 * HOUR_MS // 2), 11_000) == pytest.approx(half_an_hour)
+    assert cost(hurried.outlook(), replace(later, left_ms=7 * HOUR_MS // 2), 11_000) == pytest.approx(half_an_hour)
     both = hurried.outlook() + hurried.outlook()
     assert cost(both, later, 11_000) == pytest.approx(0), "what is lost without it is not its fault"
 
@@ -74,7 +75,7 @@ def test_after_the_last_point_the_limit_is_all_that_is_known() -> None:
     promised = Need(500 * 3_600_000_000, 47 * HOUR_MS, 11_000).outlook()
     later = Need(60 * 3_600_000_000, 5 * 24 * HOUR_MS, 11_000)
     assert cost(promised, later, 11_000) == 0, "there is room after two days"
-    assert cost(promised, later._replace(left_ms=48 * HOUR_MS), 11_000) > 0
+    assert cost(promised, replace(later, left_ms=48 * HOUR_MS), 11_000) > 0
 
 
 def test_what_is_late_already_is_nobodys_promise() -> None:
