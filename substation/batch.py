@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -11,7 +12,7 @@ from mesh.errors import MeshError
 from substation import records
 from substation.keys import REMEMBER_MS
 from substation.ledger import Changes, SessionRow
-from substation.sessions import Session, copied, kept
+from substation.sessions import Session, kept
 from substation.station import Station
 
 
@@ -129,7 +130,7 @@ class Batch:
         self.changed = {name: session for name, session in self.changed.items() if station.lives(name)}
         for session in station.take_changed(everything=self.checkpoint):
             self.changed[session.session_id] = session
-        live = {name: copied(session) for name, session in self.changed.items()}
+        live = {name: copy(session) for name, session in self.changed.items()}
         rows = [live.get(name) or kept(session) for name, session in self.sessions.items()]
         return Copies(list(live.values()), sorted(rows, key=attrgetter("admission_sequence")))
 

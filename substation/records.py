@@ -211,7 +211,7 @@ def _session(r: SessionRecord) -> Session:
 
 
 def _carry_on(session: Session, r: LiveRecord) -> None:
-    session.state = SessionState(r.state)
+    session.enter(SessionState(r.state))
     session.granted_w = r.granted_w
     session.measured_w = r.measured_w
     session.delivered_mj = r.delivered_mj

@@ -6,6 +6,7 @@ the power anew; `advance` does both for all that is due. What a call refuses it 
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from random import Random
 
@@ -38,7 +39,7 @@ from substation.limits import Limit, Limits
 from substation.live import Live
 from substation.load import Load, Sums
 from substation.power import Power
-from substation.sessions import Session, Trigger, copied
+from substation.sessions import Session, Trigger
 from substation.sharing import EqualShare, SharingPolicy
 
 # Later than that for what was due: the process stood still.
@@ -561,7 +562,7 @@ class Station:
 
     def _another(self, ended: Session) -> Session:
         """Stands for one that has ended, which is shown, or being written, as it is."""
-        session = copied(ended)
+        session = copy(ended)
         self._ended[session.session_id] = session
         self._keys.add(session)
         return session

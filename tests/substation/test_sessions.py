@@ -1,4 +1,5 @@
 import itertools
+from copy import copy
 
 import pytest
 
@@ -41,6 +42,34 @@ def test_each_trigger_moves_as_the_table_says_or_is_an_error(state: SessionState
         with pytest.raises(IllegalMove):
             session.move(trigger)
         assert session.state is state
+
+
+@pytest.mark.parametrize("state", SessionState)
+def test_whether_it_lives_and_wants_energy_follows_from_its_state(state: SessionState) -> None:
+    live = state is not SessionState.ENDED
+    active = live and state is not SessionState.EV_CONNECTED
+    made = Session("a.x", a_charge(), NOW, NOW, "", state)
+    assert (made.live, made.active) == (live, active)
+    session = a_session()
+    session.enter(state)
+    assert (session.state, session.live, session.active) == (state, live, active)
+
+
+def test_a_move_tells_whether_it_lives_and_wants_energy() -> None:
+    session = a_session()
+    session.move(Trigger.SATISFY)
+    assert (session.live, session.active) == (True, False)
+    session.move(Trigger.END)
+    assert (session.live, session.active) == (False, False)
+
+
+def test_a_copy_is_as_it_was() -> None:
+    session = a_session(measured_w=10_000)
+    copied = copy(session)
+    session.move(Trigger.END)
+    session.measured_w = 0
+    assert (copied.state, copied.live, copied.measured_w) == (SessionState.SUSPENDED_EVSE, True, 10_000)
+    assert copied.offers is session.offers
 
 
 def test_the_register_grows_with_the_measured_power_and_the_scale() -> None:
