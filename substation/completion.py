@@ -27,8 +27,10 @@ def need(claim: Claim, limit_w: int) -> Need:
 
 def need_of(remaining_mj: int, left_ms: int, max_w: int, limit_w: int, *, assumed: bool) -> Need:
     """The same, without a claim. A car whose departure is only assumed stays until it is done."""
-    power_w = max(1, min(max_w, limit_w))
-    return Need(remaining_mj, max(left_ms, remaining_mj // power_w) if assumed else left_ms, power_w)
+    power_w = max_w if max_w <= limit_w else max(1, limit_w)
+    if assumed and (charging_ms := remaining_mj // power_w) > left_ms:
+        left_ms = charging_ms
+    return Need(remaining_mj, left_ms, power_w)
 
 
 def completable(needs: dict[str, Need], limit_w: int) -> tuple[list[str], int]:

@@ -108,7 +108,7 @@ def remaining_mj(session: Session, now: int, scale: int) -> int:
     delivered_mj = session.delivered_at(now, scale)
     target_mj = session.target_mj
     if target_mj is not None:
-        return max(0, target_mj - delivered_mj)
+        return target_mj - delivered_mj if delivered_mj < target_mj else 0
     stay_ms = (session.planned_departure_ms - session.started_ms) * scale
     return max(session.charge.max_w * stay_ms // 2 - delivered_mj, session.charge.max_w * _LEAST_LEFT_S * 1000)
 

@@ -172,17 +172,21 @@ class Session(Struct):
     def flowing_w(self) -> int:
         """What it surely draws: as measured, or less when it may have acted on a lower offer since."""
         offers = self.offers
-        if len(offers) == 1:
-            return min(self.measured_w, offers[0].power_w)
+        if len(offers) == 1 and self.measured_w <= offers[0].power_w:  # the usual case
+            return self.measured_w
         return min([self.measured_w, *(offer.power_w for offer in offers)])
 
     def delivered_at(self, now: int, scale: int) -> int:
         """The register at `now` if the car goes on, under its leases; never above what was asked."""
-        if self.measured_w == 0 or (flowing_ms := min(now, self.confirmed_until_ms) - self.metered_ms) <= 0:
+        if self.measured_w == 0:
+            return self.delivered_mj
+        metered_ms, until_ms = self.metered_ms, self.confirmed_until_ms
+        flowing_ms = now - metered_ms if now <= until_ms else until_ms - metered_ms
+        if flowing_ms <= 0:
             return self.delivered_mj
         register = self.delivered_mj + self.flowing_w * flowing_ms * scale
         target = self.target_mj
-        return register if target is None else max(self.delivered_mj, min(register, target))
+        return register if target is None or register <= target else max(self.delivered_mj, target)
 
     def meter(self, now: int, scale: int) -> None:
         """Carries the register to `now`."""
@@ -194,7 +198,7 @@ class Session(Struct):
     def satisfied_at(self, scale: int) -> int | None:
         """When the register reaches what was asked; None if it does not while the present leases last."""
         at = self.done_at(scale)
-        return None if at is None or at > max(self.metered_ms, self.confirmed_until_ms) else at
+        return None if at is None or (at > self.metered_ms and at > self.confirmed_until_ms) else at
 
     def done_at(self, scale: int) -> int | None:
         """When the register reaches what was asked if what flows goes on; None if it never does."""
