@@ -7,11 +7,11 @@ refusal or a repeat of what is on disk, is told before. An item costs no task, n
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextvars import copy_context
-from dataclasses import dataclass
 from random import Random
 from typing import ParamSpec, TypeVar
 
 import structlog
+from msgspec import Struct
 
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import ids, logs, requests, tracing
@@ -50,7 +50,7 @@ class Charges:
         """The answer to a single call."""
         direct, response = not request.attempt_id, charging_pb2.ChargeResponse()
         try:
-            taken = await self.engine.together(lambda now: self._admit(request, now))
+            taken = await self.engine.together(lambda now: self._admit(request, now, direct=direct))
             self.answer(taken, response, direct=direct)
         except MeshError as error:
             self.refused(request.request_id, error, direct=direct)
@@ -58,18 +58,17 @@ class Charges:
         response.load.CopyFrom(self.load())
         return response
 
-    def take(self, request: charging_pb2.ChargeRequest, now: int) -> Taken:
+    def take(self, request: charging_pb2.ChargeRequest, now: int, *, direct: bool) -> Taken:
         """Admits, or finds; to be answered once it is on disk. MeshError says why not, and is counted and logged."""
-        direct = not request.attempt_id
         try:
-            return self._admit(request, now)
+            return self._admit(request, now, direct=direct)
         except MeshError as error:
             self.refused(request.request_id, error, direct=direct)
             raise
 
-    def _admit(self, request: charging_pb2.ChargeRequest, now: int) -> Taken:
+    def _admit(self, request: charging_pb2.ChargeRequest, now: int, *, direct: bool) -> Taken:
         key = requests.key_of(request)
-        if not request.attempt_id:
+        if direct:
             request.attempt_id = ids.uuid7(now, self._rng)
         requests.check_not_after(request, now)
         if self.engine.knows(key):
@@ -109,7 +108,9 @@ def _place(session: Session, load: Load, placement: charging_pb2.Placement, *, r
     if load.limit_w and not repeated:
         after = load.demand_w / load.limit_w
         placement.score = placement.utilisation_after = after
-        placement.utilisation_before = max(0.0, after - session.charge.max_w / load.limit_w)
+        before = after - session.charge.max_w / load.limit_w
+        if before > 0:
+            placement.utilisation_before = before
 
 
 class _Branch:
@@ -144,12 +145,11 @@ def _run(branch: _Branch | None, do: Callable[P, T], *args: P.args, **kwargs: P.
     return do(*args, **kwargs) if branch is None else branch.run(do, *args, **kwargs)
 
 
-@dataclass(slots=True)
-class _Item:
+class _Item(Struct):
     """One that waits for the commit."""
 
     index: int
-    request_id: str
+    request: charging_pb2.ChargeRequest
     direct: bool
     taken: Taken
     # By when it is to be answered, in monotonic seconds; None: whenever.
@@ -217,12 +217,15 @@ class ChargeBatch:
         direct = not request.attempt_id
         try:
             take = self._charges.take
-            taken = take(request, now) if branch is None else branch.run(take, request, now)
+            if branch is None:
+                taken = take(request, now, direct=direct)
+            else:
+                taken = branch.run(take, request, now, direct=direct)
         except Exception as error:
             self._ended(branch, error, known.outcomes.add(index=index))
             return
         until_s = None if timeout_s is None else self._began_s + timeout_s
-        one = _Item(index, request.request_id, direct, taken, until_s, branch)
+        one = _Item(index, request, direct, taken, until_s, branch)
         if taken.kept:
             self._answer(one, known)
         else:
@@ -273,7 +276,7 @@ class ChargeBatch:
 
     def _lost(self, item: _Item, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:
         if isinstance(error, MeshError):
-            _run(item.branch, self._charges.refused, item.request_id, error, direct=item.direct)
+            _run(item.branch, self._charges.refused, item.request.request_id, error, direct=item.direct)
         self._ended(item.branch, error, outcome)
 
     def _ended(self, branch: _Branch | None, error: BaseException, outcome: charging_pb2.ChargeBatchOutcome) -> None:

@@ -64,7 +64,7 @@ def show(s: Session, expected_end_ms: int | None, shown: charging_pb2.Session) -
     shown.max_power_kw = kilowatts(charge.max_w)
     shown.phases = charge.phases
     shown.min_power_kw = kilowatts(charge.floor_w)
-    shown.departure_assumed = s.departure_assumed
+    shown.departure_assumed = charge.departure_ms is None
     shown.state = charging_pb2.SessionState.ValueType(s.state)
     shown.granted_power_kw = kilowatts(s.granted_w)
     shown.attempt_id = s.attempt_id
