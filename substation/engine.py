@@ -533,7 +533,7 @@ class Engine:
         for session_id in batch.gone:
             self._kept_w.pop(session_id, None)
         # Until it is known which of the two the ledger says, only what both do is kept.
-        self._kept_w.update({name: min(self._kept_w.get(name, 0), watts) for name, watts in kept.items()})
+        self._kept_w.update({name: watts for name, watts in kept.items() if watts < self._kept_w.get(name, 0)})
         raises, self._raises = self._raises, {}
         batch.began_s = seconds()
         try:
