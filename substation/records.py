@@ -85,7 +85,7 @@ def session_body(session: Session) -> bytes:
         charge.floor_w,
         charge.phases,
         charge.departure_ms,
-        sorted(charge.allowed),
+        sorted(charge.allowed) if charge.allowed else [],  # mostly none
         charge.evse_id,
         charge.body,
         session.started_ms,
