@@ -6,6 +6,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+from msgspec import Struct
+
 from mesh import tracing
 from mesh.charge import Key
 from mesh.errors import MeshError
@@ -16,16 +18,14 @@ from substation.sessions import Session, kept
 from substation.station import Station
 
 
-@dataclass(frozen=True, slots=True)
-class Copies:
+class Copies(Struct, frozen=True):
     """Sessions as of the moment of a commit: live ones that changed, and those whose rows it writes, as admitted."""
 
     live: list[Session]
     rows: list[Session]
 
 
-@dataclass(frozen=True, slots=True)
-class Waiter:
+class Waiter(Struct, frozen=True):
     """Somebody who waits for a commit: `done` when it is over, with its error if it failed."""
 
     batch: "Batch"

@@ -57,8 +57,7 @@ class LedgerError(Exception):
     """A commit failed; what it held may or may not be on the disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
+class SessionRow(msgspec.Struct, frozen=True):
     """One session as it is to be kept."""
 
     session_id: str

@@ -56,7 +56,8 @@ def test_a_ledger_of_the_first_schema_is_carried_forward_with_all_it_holds(tmp_p
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         schema.migrate(db, schema.STEPS[:1])
         db.execute(
-            "INSERT INTO sessions VALUES (?, ?, ?)", tuple(getattr(row(session), n) for n in SessionRow.__slots__)
+            "INSERT INTO sessions VALUES (?, ?, ?)",
+            tuple(getattr(row(session), n) for n in SessionRow.__struct_fields__),
         )
     ledger = Ledger(path)
     assert schema.version(ledger._db) == len(schema.STEPS)
