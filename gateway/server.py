@@ -156,6 +156,8 @@ class _Protocol(HttpToolsProtocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer: it comes after what it would be about, and no proxy has looked at it
         name = name.lower()
         if name in _OURS:
             self._on_ours(name, value)
@@ -196,7 +198,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: "_Cycle", app: ASGIApp) -> None:  # type: ignore[override]  # only ours come
         # The loop would make up a name for each.
-        cycle.task = asyncio.Task(cycle.run_asgi(app), loop=self.loop, name="request")
+        cycle.task = self.loop.create_task(cycle.run_asgi(app), name="request")
         self.tasks.add(cycle.task)
 
     def _read_url(self) -> None:

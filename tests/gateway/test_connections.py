@@ -88,6 +88,20 @@ async def test_a_body_that_comes_in_parts_behind_another_request_is_read_to_its_
     assert [each.vehicle_id for each in gateway.fake.calls] == ["a", "a"]
 
 
+async def test_a_trailer_is_no_header(gateway: Gateway) -> None:
+    body = b'{"vehicle_id": "a", "max_power_kw": 11}'
+    post = (
+        b"POST /v1/charges HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\nidempotency-key: late\r\n\r\n" % (len(body), body)
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(10):
+        writer.write(post)
+        assert (await reader.read()).startswith(b"HTTP/1.1 201")
+    writer.close()
+    assert [each.request_id == "late" for each in gateway.fake.calls] == [False]
+
+
 async def test_a_header_that_would_be_two_is_not_sent(gateway: Gateway) -> None:
     async def smuggles(request: Message, context: Context) -> Message:
         return charging_pb2.ChargeResponse(session=a_session(session_id="north.x\r\nset-cookie: a"))
