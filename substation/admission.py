@@ -5,7 +5,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from mesh.charge import Charge
-from mesh.errors import InvalidRequest, Refused, Unavailable, Violation
+from mesh.errors import InvalidRequest, MeshError, Refused, Unavailable, Violation
 from mesh.model import ErrorReason, NotAccepting
 
 # With floors for more than ten times the limit a car would get a turn every tenth time: refuse.
@@ -36,7 +36,8 @@ def check(charge: Charge, room: Room, now: int) -> None:
         raise InvalidRequest(
             Violation("allowed_substation_ids", f"does not name this substation, {room.substation_id!r}")
         )
-    _check_accepting(room.accepting)
+    if room.accepting:
+        raise _not_accepting(room.accepting)
     if room.taken >= room.charge_points:
         message = f"all {room.charge_points} charge points are taken"
         raise Refused(ErrorReason.NO_CHARGE_POINT, message, _retry_ms(room.next_free_ms(), now))
@@ -49,11 +50,10 @@ def check(charge: Charge, room: Room, now: int) -> None:
         raise Refused(ErrorReason.TOO_MANY_WAITING, message, _retry_ms(room.next_free_ms(), now))
 
 
-def _check_accepting(accepting: NotAccepting) -> None:
-    if accepting is NotAccepting.LEDGER:
-        raise Unavailable(ErrorReason.LEDGER_UNAVAILABLE, "the ledger cannot be written", _RETRY_DEFAULT_MS)
-    if accepting is not NotAccepting.UNSPECIFIED:
-        raise Refused(ErrorReason.NOT_ACCEPTING, f"not accepting: {accepting.name}", _RETRY_DEFAULT_MS)
+def _not_accepting(why: NotAccepting) -> MeshError:
+    if why is NotAccepting.LEDGER:
+        return Unavailable(ErrorReason.LEDGER_UNAVAILABLE, "the ledger cannot be written", _RETRY_DEFAULT_MS)
+    return Refused(ErrorReason.NOT_ACCEPTING, f"not accepting: {why.name}", _RETRY_DEFAULT_MS)
 
 
 def _retry_ms(at: int | None, now: int) -> int:

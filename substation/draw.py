@@ -13,6 +13,8 @@ _UNDRAWN_PERCENT = 90
 _REACHES_PERCENT = 95
 _UNDRAWN_S = 60
 _ROOM_W = 700
+# Asked of at each reading. Python 3.11 looks a member of an Enum up by a call, each time.
+_SUSPENDED_EV = SessionState.SUSPENDED_EV
 
 
 def disobeys(session: Session, power_w: int) -> bool:
@@ -36,7 +38,7 @@ def time_obedience(session: Session, now: int) -> None:
 
 def note_reading(session: Session, now: int) -> bool:
     """After a reading of an active session. True when its state changed."""
-    resumed = session.measured_w > 0 and session.state is SessionState.SUSPENDED_EV
+    resumed = session.measured_w > 0 and session.state is _SUSPENDED_EV
     if resumed:
         session.move(Trigger.DRAW)
     time_obedience(session, now)

@@ -11,6 +11,8 @@ from substation.sessions import Session
 
 log = structlog.get_logger()
 
+# Asked of for each session. Python 3.11 looks a member of an Enum up by a call, each time.
+_CHARGING = SessionState.CHARGING
 # How a session ends that somebody should look at.
 _ALARMING = {
     StopReason.OVERCURRENT_FAULT: "car disconnected: it drew more than granted",
@@ -32,7 +34,7 @@ class SessionJournal:
         if state is before:
             return
         self._told[session.session_id] = state
-        if (before is None and state is SessionState.CHARGING) or not self._log.is_enabled_for(logging.INFO):
+        if (before is None and state is _CHARGING) or not self._log.is_enabled_for(logging.INFO):
             return
         was = {} if before is None else {"was": before.name}
         self._log.info(f"session {state.name.lower()}", **_of(session), **was, **_why(session))

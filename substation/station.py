@@ -44,6 +44,9 @@ from substation.sharing import EqualShare, SharingPolicy
 
 # Later than that for what was due: the process stood still.
 STALL_MS = 1_000
+# What nearly every charge goes through. Python 3.11 looks a member of an Enum up by a call, each time.
+_ACCEPTING, _IN_FULL, _NOBODYS = NotAccepting.UNSPECIFIED, LimitReason.UNSPECIFIED, LimitSource.UNSPECIFIED
+_SATISFIED, _END = StopReason.ENERGY_LIMIT_REACHED, Trigger.END
 
 
 @dataclass(frozen=True)
@@ -326,7 +329,7 @@ class Station:
         """UNSPECIFIED: it is; else why not."""
         if self._blocked:
             return max(self._blocked)
-        return NotAccepting.DRAINING if self._draining else NotAccepting.UNSPECIFIED
+        return NotAccepting.DRAINING if self._draining else _ACCEPTING
 
     def load(self) -> Load:
         """The load as of the last call; its sequence grows when commitments changed since."""
@@ -503,7 +506,7 @@ class Station:
         departure = session.charge.departure_ms
         target = session.target_mj
         if session.active and target is not None and session.delivered_mj >= target:
-            self._satisfy(session, StopReason.ENERGY_LIMIT_REACHED)
+            self._satisfy(session, _SATISFIED)
         if session.live and departure is not None and departure <= at:
             self._end(session, session.satisfied_by or StopReason.EV_DISCONNECTED)
         if not session.active:
@@ -550,7 +553,7 @@ class Station:
 
     def _end(self, session: Session, reason: StopReason) -> None:
         session.meter(self._now, self.config.time_scale)
-        session.move(Trigger.END)
+        session.move(_END)
         session.ended_ms = self._now
         session.stop_reason = reason
         self._open(session)
@@ -578,13 +581,13 @@ class Station:
         session.offers, session.confirmed_until_ms = (), 0
         session.undrawn_since_ms = session.obey_by_ms = None
         session.overdraw_w = 0
-        session.limit_reason, session.limit_source = LimitReason.UNSPECIFIED, LimitSource.UNSPECIFIED
+        session.limit_reason, session.limit_source = _IN_FULL, _NOBODYS
         self._events.append(Opened(session.session_id))
 
     def _note_reading(self, session: Session) -> None:
         target = session.target_mj
         if target is not None and session.delivered_mj >= target:
-            self._satisfy(session, StopReason.ENERGY_LIMIT_REACHED)
+            self._satisfy(session, _SATISFIED)
         elif draw.note_reading(session, self._now):
             self._touched[session.session_id] = session
 
