@@ -141,7 +141,7 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
     async def StreamAdmissions(
         self, request: reports_pb2.StreamAdmissionsRequest, context: Context
     ) -> AsyncIterator[reports_pb2.StreamAdmissionsResponse]:
-        news = self._engine.shown.listen()
+        news = self._engine.shown.read_admissions()
         try:
             opening, after = self._opening(request)
             for message in opening:
@@ -155,7 +155,8 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                     message = self._changed(chunk, after)
                     after = message.position.sequence
                     yield message
-                await _news(self._engine, news, 60.0)
+                await news.wait()
+                _check_open(self._engine)
         finally:
             self._engine.shown.unlisten(news)
 
@@ -290,13 +291,18 @@ def _shown(engine: Engine, session: Session) -> charging_pb2.Session:
 
 
 async def _news(engine: Engine, news: asyncio.Event, at_most_s: float) -> None:
-    """Waits for news, and ends the stream with a status that tells the client to reconnect when the process stops."""
+    """Waits for news, or for so long."""
     # Cheaper than a timeout, of which there would be one for each message.
     timer = asyncio.get_running_loop().call_later(at_most_s, news.set)
     try:
         await news.wait()
     finally:
         timer.cancel()
+    _check_open(engine)
+
+
+def _check_open(engine: Engine) -> None:
+    """Ends the stream with a status that tells the client to reconnect when the process stops: all are woken then."""
     if engine.closing:
         raise Unavailable(ErrorReason.SUBSTATION_UNREACHABLE, "the substation is stopping; reconnect", 1000)
 

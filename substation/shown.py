@@ -23,7 +23,9 @@ class Shown:
         self._sessions = {session.session_id: kept(session) for session in sessions}
         self._admissions: deque[Session] = deque(maxlen=_ADMISSIONS_HELD)
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        # Those who wait for news of the load, and of the admissions.
         self._listeners: set[asyncio.Event] = set()
+        self._readers: set[asyncio.Event] = set()
         # Energy delivered since the start, as committed.
         self.delivered_mj = 0
 
@@ -72,21 +74,34 @@ class Shown:
             self._watchers.pop(session_id, None)
 
     def listen(self) -> asyncio.Event:
-        """An event that is set whenever the load or the admissions have news; give it back with `unlisten`."""
+        """An event that is set whenever the load has news; give it back with `unlisten`."""
         event = asyncio.Event()
         self._listeners.add(event)
         return event
 
+    def read_admissions(self) -> asyncio.Event:
+        """The same for the admissions."""
+        event = asyncio.Event()
+        self._readers.add(event)
+        return event
+
     def unlisten(self, event: asyncio.Event) -> None:
         self._listeners.discard(event)
+        self._readers.discard(event)
 
     def tell_listeners(self) -> None:
+        """The load has news."""
         for event in self._listeners:
+            event.set()
+
+    def _tell_readers(self) -> None:
+        for event in self._readers:
             event.set()
 
     def tell_all(self) -> None:
         """Wakes everybody: the process stops."""
         self.tell_listeners()
+        self._tell_readers()
         for session_id in self._watchers:
             self._notify(session_id)
 
@@ -106,7 +121,7 @@ class Shown:
                 self._notify(session.session_id)
         self._admissions.extend(rows)
         if rows:
-            self.tell_listeners()
+            self._tell_readers()
 
     def measured(self, session_id: str, power_w: int) -> None:
         """Power is shown as it is measured; only registers wait for the disk."""

@@ -4,7 +4,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gridmesh.v1 import reports_pb2
+from mesh.errors import Unavailable
 from substation import wire
 from substation.engine import Engine
 from substation.servicers import Reports
@@ -71,3 +74,26 @@ async def test_readers_who_are_as_far_are_sent_the_same_message_and_no_other_is(
         assert [[m.request_id for m in said.admissions] for said in (one, behind)] == [["2", "3"], ["1", "2", "3"]]
         assert one == other
         assert await read(1) is other
+
+
+async def test_a_reader_of_admissions_hears_of_them_alone(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        load, admissions = engine.shown.listen(), engine.shown.read_admissions()
+        await engine.drain(draining=True)
+        assert (load.is_set(), admissions.is_set()) == (True, False)
+        await engine.drain(draining=False)
+        await charge(engine, a_charge("1"))
+        assert admissions.is_set()
+
+
+async def test_who_waits_for_admissions_is_told_to_reconnect_when_the_process_stops(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        context: Any = None
+        stream = reports(engine).StreamAdmissions(reports_pb2.StreamAdmissionsRequest(), context)
+        assert (await anext(stream)).phase == END
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        engine.shut()
+        async with asyncio.timeout(2):
+            with pytest.raises(Unavailable):
+                await waiting
