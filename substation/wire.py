@@ -139,14 +139,16 @@ def admission(s: Session) -> reports_pb2.Admission:
 
 def admit(s: Session, entry: reports_pb2.Admission) -> None:
     """The same, where it stands in another message, empty so far."""
+    key = s.charge.key
     entry.sequence = s.admission_sequence
-    entry.owner, entry.request_id = s.charge.key.owner, s.charge.key.request_id
+    entry.owner, entry.request_id = key.owner, key.request_id
     entry.session_id = s.session_id
     entry.attempt_id = s.attempt_id
     if s.ended_ms is not None:
         _set(entry.ended_at, s.ended_ms)
         entry.stop_reason = charging_pb2.StopReason.ValueType(s.stop_reason)
-        entry.duplicate_of = s.duplicate_of
+        if s.duplicate_of:
+            entry.duplicate_of = s.duplicate_of
 
 
 def stop_reason(request: charging_pb2.StopSessionRequest) -> StopReason:
