@@ -228,7 +228,9 @@ class Session(Struct):
 
     def lapse(self, now: int) -> None:
         """Forgets offers whose lease is over."""
-        self.offers = tuple([offer for offer in self.offers if offer.valid_until_ms > now])
+        offers = self.offers
+        if len(offers) != 1 or offers[0].valid_until_ms <= now:  # one that still counts is the usual case
+            self.offers = tuple([offer for offer in offers if offer.valid_until_ms > now])
 
     def lapses_at(self) -> int | None:
         """When the next lease is over that still counts more than the grant does."""
