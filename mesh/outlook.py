@@ -189,7 +189,7 @@ class Curves:
         for need in needs:
             need_mj, left_ms, max_w, rate_w = need.need_mj, need.left_ms, need.max_w, need.rate_w()
             even(0, need_mj / rate_w if rate_w else 0, times * rate_w)
-            latest(left_ms - need_mj // max_w, left_ms, float(times * max_w))
+            latest(float(left_ms - need_mj // max_w), float(left_ms), float(times * max_w))
 
     def outlook(self) -> Outlook:
         return Outlook(self._even.points(), self._latest.points())
@@ -210,13 +210,13 @@ class _Curve:
         """By `rate_w` from then to then; what would have risen before now is left out."""
         slope, offset = self._slope, self._offset
         if start_ms > 0:
-            first = bisect_right(GRID_MS, start_ms)
+            first = bisect_right(_GRID_MS, start_ms)
             slope[first] += rate_w
             offset[first] += rate_w * start_ms
         else:
             slope[_NOW] += rate_w
         if end_ms > 0:
-            after = bisect_right(GRID_MS, end_ms)
+            after = bisect_right(_GRID_MS, end_ms)
             slope[after] -= rate_w
             offset[after] -= rate_w * end_ms
         else:
@@ -224,7 +224,7 @@ class _Curve:
 
     def points(self) -> tuple[int, ...]:
         """Whole millijoules at each time of the grid; of what was counted out again rounding may leave a trace."""
-        risen = map(sub, map(mul, GRID_MS, accumulate(self._slope)), accumulate(self._offset))
+        risen = map(sub, map(mul, _GRID_MS, accumulate(self._slope)), accumulate(self._offset))
         return tuple([round(mj) if mj > 0 else 0 for mj in risen])
 
 
