@@ -6,10 +6,10 @@ forgotten while it is under way; one with entries that could not be read only ad
 noted too: they may be ahead of the stream.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from mesh.charge import Key
 from mesh.ids import substation_of
@@ -138,6 +138,10 @@ class AdmissionIndex:
         known = self._at(substation_id).entries.get(key)
         return known is None or known.session_id != session_id or (known.live and not live)
 
+    def entries(self, substation_id: str) -> Mapping[Key, Entry]:
+        """What is known of that substation."""
+        return self._at(substation_id).entries
+
     def holds(self, substation_id: str, key: Key) -> bool:
         """Whether that substation has a session of this key, live or remembered."""
         known = self._substations.get(substation_id)
@@ -185,10 +189,8 @@ class AdmissionIndex:
         """Whether it is news. `at`: its substation."""
         key, entries = entry.key, at.entries
         before = entries.get(key)
-        if before is not None:
-            if not before.noted and (before.epoch, before.sequence) > (entry.epoch, entry.sequence):
-                return False
-            entry = _sharing(entry, before)
+        if before is not None and not before.noted and (before.epoch, before.sequence) > (entry.epoch, entry.sequence):
+            return False
         entries[key] = entry
         known = self._by_key.get(key)
         if known is None or (len(known) == 1 and known[0] is before):  # as nearly always
@@ -205,13 +207,6 @@ class AdmissionIndex:
             self._by_key[entry.key] = left
         else:
             del self._by_key[entry.key]
-
-
-def _sharing(entry: Entry, before: Entry) -> Entry:
-    """The same, with the strings of the one that it replaces, as they are kept for a day."""
-    if entry.session_id != before.session_id or entry.attempt_id != before.attempt_id:
-        return entry
-    return structs.replace(entry, key=before.key, session_id=before.session_id, attempt_id=before.attempt_id)
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, str, str]:

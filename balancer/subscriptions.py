@@ -253,10 +253,10 @@ class Subscription:
     def _entries(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> list[Entry]:
         """Those that can be read. Moved where one is of another substation."""
         entries, skipped = [], []
-        epoch = response.position.epoch
+        epoch, known = response.position.epoch, self._desk.index.entries(substation_id)
         for admission in response.admissions:
             try:
-                entry = wire.entry_of(admission, epoch)
+                entry = wire.entry_of(admission, epoch, known)
             except wire.Malformed as malformed:
                 skipped.append(str(malformed))
                 continue

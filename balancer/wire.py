@@ -1,5 +1,6 @@
 """The contract's messages to and from what the pure modules work with."""
 
+from collections.abc import Mapping
 from enum import IntEnum
 from functools import partial
 from operator import mul
@@ -34,7 +35,7 @@ _REQUIRED = (
 )
 # More than any substation has.
 _MOST_W, _MOST_KWH, _MOST_SCALE = 10**12, 1e12, 86_400.0
-
+_NO_ENTRIES: Mapping[Key, Entry] = {}
 
 _millijoules = partial(mul, float(MJ_PER_KWH))
 
@@ -149,21 +150,29 @@ def substation_message(known: Known, state: ReportState, ejected: bool, now: int
     return message
 
 
-def entry_of(admission: reports_pb2.Admission, epoch: int) -> Entry:
+def entry_of(admission: reports_pb2.Admission, epoch: int, known: Mapping[Key, Entry] = _NO_ENTRIES) -> Entry:
     """One admission of that epoch. Malformed when its session id names no substation.
 
     Without an end it lives, whatever else it says of one: not to know it could cost its key a second session.
+    `known` are that substation's entries: one of the same session shares its strings, as they are kept for a day.
     """
-    session_id = admission.session_id
-    substation_id = substation_of(session_id)
-    if substation_id is None:
-        raise Malformed(f"admission with session_id {session_id[:80]!r}")
-    substation_id, key = intern(substation_id), Key(intern(admission.owner), admission.request_id)
+    key = Key(intern(admission.owner), admission.request_id)
+    session_id, attempt_id = admission.session_id, admission.attempt_id
+    before = known.get(key)
+    if before is not None and before.session_id == session_id:
+        key, session_id, substation_id = before.key, before.session_id, before.substation_id
+        if attempt_id == before.attempt_id:
+            attempt_id = before.attempt_id
+    else:
+        named = substation_of(session_id)
+        if named is None:
+            raise Malformed(f"admission with session_id {session_id[:80]!r}")
+        substation_id = intern(named)
     # In order: names take as long as the rest of it.
     if not admission.HasField("ended_at"):
-        return Entry(key, session_id, substation_id, admission.attempt_id, epoch, admission.sequence)
+        return Entry(key, session_id, substation_id, attempt_id, epoch, admission.sequence)
     return Entry(
-        key, session_id, substation_id, admission.attempt_id, epoch, admission.sequence,
+        key, session_id, substation_id, attempt_id, epoch, admission.sequence,
         _millis(admission.ended_at), _STOP_REASONS[admission.stop_reason], admission.duplicate_of,
     )  # fmt: skip
 

@@ -77,22 +77,6 @@ def test_an_entry_that_comes_late_changes_nothing() -> None:
     assert index.change("a", NOW, 5, [entry(1, sequence=4)]) == []
 
 
-def test_an_entry_that_replaces_another_is_kept_with_the_strings_that_are_there() -> None:
-    index, first = index_of("a"), entry(1, sequence=1)
-    index.change("a", NOW, 1, [first])
-    ended = entry(1, sequence=2, ended_at_ms=NOW)
-    assert ended.key is not first.key
-    assert index.change("a", NOW, 2, [ended]) == [ended]
-    [kept] = index._at("a").entries.values()
-    assert kept == ended
-    assert kept.key is first.key
-    assert kept.session_id is first.session_id
-    assert kept.attempt_id is first.attempt_id
-    raised = entry(1, sequence=3, ended_at_ms=NOW, attempt_id=attempt_id(9))
-    index.change("a", NOW, 3, [raised])
-    assert list(index._at("a").entries.values()) == [raised]
-
-
 def test_an_own_reply_is_known_before_the_stream_tells_of_it() -> None:
     index = index_of("a")
     index.replied(entry(1, sequence=3, noted=True))

@@ -7,7 +7,7 @@ from balancer import wire
 from gridmesh.v1 import charging_pb2, reports_pb2
 from mesh.model import LimitSource, NotAccepting, StopReason
 from mesh.outlook import NOTHING, Need, outlook
-from tests.balancer.makers import NOW, load, session
+from tests.balancer.makers import NOW, attempt_id, load, session
 
 FROM_LATER = 99
 ENDED = Timestamp(seconds=NOW // 1000)
@@ -67,3 +67,22 @@ def test_an_admission_without_an_end_lives_whatever_it_says_of_one() -> None:
     admission.ended_at.CopyFrom(ENDED)
     read = wire.entry_of(admission, NOW)
     assert (read.ended_at_ms, read.stop_reason, read.duplicate_of) == (NOW, StopReason.DUPLICATE, session("b"))
+
+
+def test_an_entry_shares_the_strings_of_the_one_that_tells_of_the_same_session() -> None:
+    admission = reports_pb2.Admission(owner="o", request_id="r", session_id=session("a"), attempt_id=attempt_id(1))
+    first = wire.entry_of(admission, NOW)
+    known = {first.key: first}
+    admission.ended_at.CopyFrom(ENDED)
+    ended = wire.entry_of(admission, NOW, known)
+    assert ended == wire.entry_of(admission, NOW)
+    assert ended.key is first.key
+    assert ended.session_id is first.session_id
+    assert ended.attempt_id is first.attempt_id
+    admission.attempt_id = attempt_id(9)
+    assert wire.entry_of(admission, NOW, known) == wire.entry_of(admission, NOW)
+    admission.session_id = session("a", 2)
+    assert wire.entry_of(admission, NOW, known) == wire.entry_of(admission, NOW)
+    admission.session_id = "nowhere"
+    with pytest.raises(wire.Malformed, match="session_id 'nowhere'"):
+        wire.entry_of(admission, NOW, known)
