@@ -1,7 +1,6 @@
 """The items of one ChargeBatch: each is a flight of its own, and what is known together is told together."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextvars import Context, copy_context
 
 import structlog
@@ -11,7 +10,7 @@ from balancer.router import Router
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import logs, tracing
 from mesh.admission import Admission
-from mesh.batching import check_length, timeout_of
+from mesh.batching import Outcomes, check_length, timeout_of
 from mesh.clock import seconds
 from mesh.coalescing import Charged
 from mesh.errors import InternalError, MeshError
@@ -30,7 +29,8 @@ class Batch:
         self._router = router
         self._admission = admission
         self._flights: dict[int, Flight | None] = dict.fromkeys(range(len(request.items)))
-        self._known = charging_pb2.ChargeBatchResponse()
+        self._said = charging_pb2.StreamChargesResponse()
+        self._known = self._said.batch
         # The last load that was put into it: the same object comes with many.
         self._load: load_pb2.LoadReport | None = None
         self._news = asyncio.Event()
@@ -42,14 +42,15 @@ class Batch:
             else:
                 self._begin(index, item, left_s, None, None)
 
-    async def responses(self) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
+    async def responses(self) -> Outcomes:
         """The outcomes as they come. Whoever stops reading has left."""
         try:
             while self._flights or self._known.outcomes:
                 await self._news.wait()
                 self._news.clear()
-                known, self._known, self._load = self._known, charging_pb2.ChargeBatchResponse(), None
-                yield known
+                said, self._said, self._load = self._said, charging_pb2.StreamChargesResponse(), None
+                self._known = self._said.batch
+                yield said
         finally:
             for flight in self._flights.values():
                 if flight is not None:

@@ -117,7 +117,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         batch = Batch(self._router, self._admission, request, self._forward.timeout_s(context))
         async with aclosing(batch.responses()) as responses:
             async for response in responses:
-                yield response
+                yield response.batch
 
     async def StreamCharges(
         self, requests: AsyncIterator[charging_pb2.StreamChargesRequest], context: Context

@@ -9,7 +9,7 @@ departs when it has it, as in table g.
 import asyncio
 import selectors
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from gateway.upstream import Balancer
 from gateway.waiting import Waiting
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh.admission import Admission, Bound
+from mesh.batching import Outcomes
 from mesh.clock import Clock, SystemClock
 from mesh.coalescing import Coalescer
 from mesh.ids import session_id, uuid7
@@ -374,13 +375,13 @@ async def balancer(aside: Aside, items: int = 30) -> AsyncIterator[Hop]:
     await peers.close()
 
 
-async def _served(responses: AsyncGenerator[charging_pb2.ChargeBatchResponse, None]) -> int:
+async def _served(responses: Outcomes) -> int:
     """How many charges were admitted, once all is said."""
     admitted = 0
     async with aclosing(responses):
         async for response in responses:
-            response.SerializeToString()
-            admitted += sum(outcome.HasField("response") for outcome in response.outcomes)
+            response.batch.SerializeToString()
+            admitted += sum(outcome.HasField("response") for outcome in response.batch.outcomes)
     return admitted
 
 

@@ -36,7 +36,9 @@ def timeout_of(index: int, item: charging_pb2.ChargeBatchItem, left_s: float | N
     return timeout_s if left_s is None or timeout_s < left_s else left_s
 
 
-Outcomes = AsyncGenerator[charging_pb2.ChargeBatchResponse, None]
+# What is known of one batch, as a stream of them says it: an outcome is written where it leaves, and not copied there.
+# The number is the stream's to fill in; a ChargeBatch says the `batch` alone.
+Outcomes = AsyncGenerator[charging_pb2.StreamChargesResponse, None]
 
 
 class Batches:
@@ -75,9 +77,8 @@ class Batches:
         number = request.number
         try:
             async with aclosing(self._serve(request.batch)) as responses:
-                async for known in responses:
-                    said = charging_pb2.StreamChargesResponse(number=number)
-                    said.batch.CopyFrom(known)
+                async for said in responses:
+                    said.number = number
                     self._said.put_nowait(said)
         except Exception as error:
             # Of the batch as a whole, as one that is too long: a defect of the client.

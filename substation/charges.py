@@ -5,7 +5,7 @@ refusal or a repeat of what is on disk, is told before. An item costs no task, n
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextvars import copy_context
 from random import Random
 from typing import ParamSpec, TypeVar
@@ -16,7 +16,7 @@ from msgspec import Struct
 from gridmesh.v1 import charging_pb2, load_pb2
 from mesh import ids, logs, requests, tracing
 from mesh.admission import Admission
-from mesh.batching import check_length, timeout_of
+from mesh.batching import Outcomes, check_length, timeout_of
 from mesh.clock import Clock, seconds
 from mesh.errors import InternalError, MeshError, Unavailable
 from mesh.model import ErrorReason
@@ -167,29 +167,31 @@ class ChargeBatch:
         self._began_s = seconds()
         self._waiting: list[_Item] = []
 
-    async def messages(
-        self, request: charging_pb2.ChargeBatchRequest
-    ) -> AsyncGenerator[charging_pb2.ChargeBatchResponse, None]:
+    async def messages(self, request: charging_pb2.ChargeBatchRequest) -> Outcomes:
         """The outcomes; those that become known together are one message. InvalidRequest for one that is too long."""
         check_length(request)
         commit: Waiter | None = None
         try:
-            known, now = charging_pb2.ChargeBatchResponse(), self._charges.clock.now_ms()
+            said, now = charging_pb2.StreamChargesResponse(), self._charges.clock.now_ms()
+            known = said.batch
             for index, item in enumerate(request.items):
                 self._take(index, item, known, now)
             if self._waiting:
                 commit = self._charges.engine.join(len(self._waiting))
             if known.outcomes:
-                yield self._with_load(known)
+                self._add_load(known)
+                yield said
             while commit is not None and self._waiting:
                 await asyncio.wait({commit.done}, timeout=self._until_due_s())
-                known = charging_pb2.ChargeBatchResponse()
+                said = charging_pb2.StreamChargesResponse()
+                known = said.batch
                 if commit.done.done():
                     self._written(commit, known)
                 else:
                     self._late(known)
                 if known.outcomes:
-                    yield self._with_load(known)
+                    self._add_load(known)
+                    yield said
         finally:
             # Who has gone hears no more; what was admitted stands.
             if commit is not None:
@@ -293,7 +295,6 @@ class ChargeBatch:
         if branch is not None:
             branch.end(error)
 
-    def _with_load(self, known: charging_pb2.ChargeBatchResponse) -> charging_pb2.ChargeBatchResponse:
+    def _add_load(self, known: charging_pb2.ChargeBatchResponse) -> None:
         if any(outcome.HasField("response") for outcome in known.outcomes):
             known.loads.append(self._charges.load())
-        return known

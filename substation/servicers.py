@@ -54,7 +54,7 @@ class Charging(charging_pb2_grpc.ChargingServiceServicer):
         batch = ChargeBatch(self._charges, self._admission, context.time_remaining())
         async with aclosing(batch.messages(request)) as responses:
             async for response in responses:
-                yield response
+                yield response.batch
 
     async def StreamCharges(
         self, requests: AsyncIterator[charging_pb2.StreamChargesRequest], context: Context

@@ -94,7 +94,7 @@ async def outcomes(
 ) -> list[str | MeshError | None]:
     """By index: the session, or the error."""
     responses = begun(request, charges, left_s, admission).responses()
-    found = [one async for response in responses for one in response.outcomes]
+    found = [one async for response in responses for one in response.batch.outcomes]
     return [
         one.response.session.session_id if one.HasField("response") else from_status(one.status)
         for one in sorted(found, key=lambda one: one.index)
@@ -136,7 +136,7 @@ async def test_a_late_item_holds_back_nobody_and_is_given_up_with_the_batch() ->
     charges, admission = Charges(a=LATE), open_to()
     stream = begun(batch(a=None, b=None), charges, admission=admission).responses()
     first = await anext(stream)
-    assert [one.index for one in first.outcomes] == [1]
+    assert [one.index for one in first.batch.outcomes] == [1]
     await stream.aclose()
     assert charges.flown["a"].abandoned
     assert not charges.flown["b"].abandoned
@@ -147,14 +147,14 @@ async def test_a_late_item_holds_back_nobody_and_is_given_up_with_the_batch() ->
 async def test_items_beyond_what_can_be_served_are_refused_and_the_others_charged() -> None:
     charges, admission = Charges(a=LATE, b=LATE), open_to(2)
     stream = begun(batch(a=None, b=None, c=None), charges, admission=admission).responses()
-    [refused] = (await anext(stream)).outcomes
+    [refused] = (await anext(stream)).batch.outcomes
     error = from_status(refused.status)
     assert isinstance(error, Refused)
     assert (refused.index, error.reason, error.definite) == (2, ErrorReason.OVERLOADED, True)
     assert error.retry_after_ms is not None
     for vehicle in "ab":
         charges.flown[vehicle].land()
-    assert {one.index for response in [r async for r in stream] for one in response.outcomes} == {0, 1}
+    assert {one.index for response in [r async for r in stream] for one in response.batch.outcomes} == {0, 1}
     assert admission.in_flight == 0
 
 
@@ -165,7 +165,7 @@ async def test_a_load_that_each_reply_says_is_said_once_all_the_same() -> None:
     await asyncio.sleep(0)
     for flown in charges.flown.values():
         flown.land_with_its_load(load_pb2.LoadReport(substation_id="a", epoch=1, sequence=9))
-    message = await waiting
+    message = (await waiting).batch
     assert not any(one.response.HasField("load") for one in message.outcomes)
     assert [(load.substation_id, load.sequence) for load in message.loads] == [("a", 9)]
     assert [r async for r in stream] == []
@@ -184,7 +184,7 @@ async def test_what_is_known_together_is_one_message_with_each_substations_lates
         "d": load_pb2.LoadReport(substation_id="b", epoch=1, sequence=1),
     }.items():
         charges.flown[vehicle].land(load)
-    message = await waiting
+    message = (await waiting).batch
     assert [one.index for one in message.outcomes] == [0, 1, 2, 3]
     assert not any(one.response.HasField("load") for one in message.outcomes)
     assert [(load.substation_id, load.sequence) for load in message.loads] == [("a", 9), ("b", 1)]

@@ -2,7 +2,7 @@
 """A gateway on a free port, and a balancer that can be told to fail in every way a real one cannot."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -36,6 +36,7 @@ CAR = {"vehicle_id": "EV-001", "energy_kwh": 20, "max_power_kw": 11}
 # Any message of the contract, and grpcio's context, whose types say no more.
 Message: TypeAlias = Any
 Context: TypeAlias = Any
+Told: TypeAlias = AsyncGenerator[charging_pb2.ChargeBatchResponse, None]
 Answer = Callable[[Message, Context], Awaitable[Any]]
 
 
@@ -97,7 +98,7 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
         load = load_pb2.LoadReport(substation_id="north", epoch=7, sequence=0, demand_kw=0)
         return charging_pb2.ChargeResponse(session=session, placement=placement, load=load)
 
-    async def ChargeBatch(self, request: Message, context: Context) -> Outcomes:
+    async def ChargeBatch(self, request: Message, context: Context) -> Told:
         if "ChargeBatch" not in self.answers:
             for coming in asyncio.as_completed([self._outcome(*item, context) for item in enumerate(request.items)]):
                 yield charging_pb2.ChargeBatchResponse(outcomes=[await coming])
@@ -110,8 +111,10 @@ class FakeBalancer(charging_pb2_grpc.ChargingServiceServicer, operations_pb2_grp
             yield outcomes if whole else charging_pb2.ChargeBatchResponse(outcomes=outcomes)
 
     async def StreamCharges(self, requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
-        def serve(request: Message) -> Outcomes:
-            return self.ChargeBatch(request, context)
+        async def serve(request: Message) -> Outcomes:
+            async with aclosing(self.ChargeBatch(request, context)) as told:
+                async for known in told:
+                    yield charging_pb2.StreamChargesResponse(batch=known)
 
         async with aclosing(Batches(serve, asyncio.Event()).responses(requests)) as responses:
             async for response in responses:

@@ -7,8 +7,7 @@ import pytest
 
 from gridmesh.v1 import charging_pb2
 from mesh import coalescing
-from mesh.batching import Outcomes
-from tests.gateway.running import CAR, Context, FakeBalancer, Gateway, Message, eventually, gateway_before, served
+from tests.gateway.running import CAR, Context, FakeBalancer, Gateway, Message, Told, eventually, gateway_before, served
 
 
 @dataclass
@@ -17,7 +16,7 @@ class Counting(FakeBalancer):
 
     batches: list[int] = field(default_factory=list)
 
-    async def ChargeBatch(self, request: Message, context: Context) -> Outcomes:  # noqa: N802 - the contract's name
+    async def ChargeBatch(self, request: Message, context: Context) -> Told:  # noqa: N802 - the contract's name
         self.batches.append(len(request.items))
         outcomes = [await self._outcome(*item, context) for item in enumerate(request.items)]
         yield charging_pb2.ChargeBatchResponse(outcomes=outcomes)

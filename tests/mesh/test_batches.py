@@ -28,7 +28,9 @@ class Served:
         try:
             for index, item in enumerate(request.items):
                 await self.event(item.request.request_id).wait()
-                yield charging_pb2.ChargeBatchResponse(outcomes=[charging_pb2.ChargeBatchOutcome(index=index)])
+                said = charging_pb2.StreamChargesResponse()
+                said.batch.outcomes.add(index=index)
+                yield said
         except BaseException:
             self.given_up.append(request.items[0].request.request_id)
             raise

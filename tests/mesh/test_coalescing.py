@@ -102,7 +102,8 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
             outcome = await coming
             # Of more than one, as a balancer says them.
             loads = [load_pb2.LoadReport(substation_id=name, sequence=7) for name in ("b", "a", "c")]
-            yield charging_pb2.ChargeBatchResponse(outcomes=[outcome], loads=loads)
+            batch = charging_pb2.ChargeBatchResponse(outcomes=[outcome], loads=loads)
+            yield charging_pb2.StreamChargesResponse(batch=batch)
             if self.breaks is not None:
                 raise _Broken
 

@@ -46,9 +46,11 @@ class Asker:
             item.timeout.CopyFrom(Duration(nanos=round(timeout_s * 1e9)))
         return item
 
-    def messages(self, *items: charging_pb2.ChargeBatchItem) -> AsyncGenerator[Message, None]:
+    async def messages(self, *items: charging_pb2.ChargeBatchItem) -> AsyncGenerator[Message, None]:
         request = charging_pb2.ChargeBatchRequest(items=items)
-        return ChargeBatch(self.charges, self.admission, None).messages(request)
+        async with aclosing(ChargeBatch(self.charges, self.admission, None).messages(request)) as responses:
+            async for said in responses:
+                yield said.batch
 
     async def all(self, *items: charging_pb2.ChargeBatchItem) -> list[Message]:
         async with asyncio.timeout(5):
