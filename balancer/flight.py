@@ -14,10 +14,9 @@ import grpc
 import structlog
 from msgspec import Struct
 
-from balancer import wire
+from balancer import journal, wire
 from balancer.attempt import Answer, Ask, Attempt, Fail, Late, Lost, Outcome, Refused, Resolve, Step, Unreached
 from balancer.desk import Replied
-from balancer.journal import Decision
 from balancer.peers import Peer
 from mesh import tracing
 from mesh.clock import seconds
@@ -52,7 +51,8 @@ class Flight(Struct, eq=False):
     _until_s: float
     _done: Done
     _context: Context | None
-    _decision: Decision
+    # Who was asked and did not take it, and why.
+    _not_at: tuple[str, ...] = ()
     # While a substation is asked: where, and the span of it.
     _peer: Peer | None = None
     _step: Ask | None = None
@@ -129,7 +129,7 @@ class Flight(Struct, eq=False):
 
     def _after(self, step: Step, outcome: Outcome) -> Step:
         if not isinstance(outcome, Replied):  # as it nearly always is
-            self._decision.tried(step, outcome)
+            self._not_at += journal.not_taken(step, outcome)
         return self._router.after(self.attempt, step, outcome)
 
     def _do(self, step: Step) -> Outcome | None:
@@ -231,10 +231,11 @@ class Flight(Struct, eq=False):
             if not future.done():
                 future.set_result(None)
         if isinstance(step, Answer):
-            self._decision.answered(step)
+            if self._router.tells_placed:
+                journal.placed(self.attempt.key.request_id, step, self._not_at)
             self._done(self._router.reply(step))
         elif isinstance(step, Fail):
-            self._decision.failed(step.error)
+            journal.failed(self.attempt.key.request_id, step.error, self._not_at)
             self._router.refused(step.error)
             self._done(step.error)
         else:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Hashable
 
 import structlog
-from msgspec import Struct
 
 from balancer.attempt import Answer, Ask, Lost, Outcome, Refused, Step, Unreached
 from balancer.desk import Desk, Doubt, Fenced, Found
@@ -136,58 +135,49 @@ def tells_placed() -> bool:
     return log.is_enabled_for(logging.INFO) or tracing.exporting()
 
 
-class Decision(Struct, eq=False):
-    """What became of one charge: one line when it is known, and the same in its span.
+def not_taken(step: Step, outcome: Outcome) -> tuple[str, ...]:
+    """Who was asked and did not take it, and why. Nobody where that is the answer, or nobody was asked."""
+    match step, outcome:
+        case Ask(), Refused(error):
+            why = error.reason.name
+        case Ask(), Unreached() | Lost():
+            why = type(outcome).__name__.upper()
+        case _:
+            return ()
+    tracing.current.get().event("not taken", {"gridmesh.substation": step.substation_id, "gridmesh.reason": why})
+    return (f"{step.substation_id} {why}",)
 
-    Not `tells`, as of `tells_placed`: only what did not go well.
-    """
 
-    _request_id: str
-    _tells: bool
-    # Who was asked and did not take it, and why.
-    _not_at: tuple[str, ...] = ()
+# What became of one charge: one line when it is known, and the same in its span. `not_at`: all that were `not_taken`.
 
-    def tried(self, step: Step, outcome: Outcome) -> None:
-        """Notes a substation that was asked, where it is not the answer."""
-        match step, outcome:
-            case Ask(), Refused(error):
-                why = error.reason.name
-            case Ask(), Unreached() | Lost():
-                why = type(outcome).__name__.upper()
-            case _:
-                return
-        self._not_at += (f"{step.substation_id} {why}",)
-        tracing.current.get().event("not taken", {"gridmesh.substation": step.substation_id, "gridmesh.reason": why})
 
-    def failed(self, error: MeshError) -> None:
-        """It is known: nowhere."""
-        logs.refused(self._request_id, error, **self._others())
+def failed(request_id: str, error: MeshError, not_at: tuple[str, ...]) -> None:
+    """It is known: nowhere."""
+    logs.refused(request_id, error, **_others(not_at))
 
-    def answered(self, answer: Answer) -> None:
-        """It is known where."""
-        if self._tells:
-            self._tell(answer)
 
-    def _others(self) -> dict[str, tuple[str, ...]]:
-        return {"not_at": self._not_at} if self._not_at else {}
+def placed(request_id: str, answer: Answer, not_at: tuple[str, ...]) -> None:
+    """It is known where. For who `tells_placed`."""
+    placement, session_id = answer.placement, answer.reply.response.session.session_id
+    why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
+    if not answer.repeated:
+        why |= {
+            "score": round(placement.score, 4),
+            "before": round(placement.before, 4),
+            "after": round(placement.after, 4),
+            "eligible": placement.eligible,
+            "tried": placement.tried,
+        }
+    event = "repeated" if answer.repeated else "placed"
+    log.info(event, request_id=request_id, session_id=session_id, **why, **_others(not_at))
+    if tracing.exporting():
+        span = tracing.current.get()
+        for name, value in {**why, "session_id": session_id, "request_id": request_id}.items():
+            span.set(f"gridmesh.{name}", value)
 
-    def _tell(self, answer: Answer) -> None:
-        placement, session_id = answer.placement, answer.reply.response.session.session_id
-        why: dict[str, tracing.Value] = {"substation": placement.substation_id, "policy": placement.policy}
-        if not answer.repeated:
-            why |= {
-                "score": round(placement.score, 4),
-                "before": round(placement.before, 4),
-                "after": round(placement.after, 4),
-                "eligible": placement.eligible,
-                "tried": placement.tried,
-            }
-        event = "repeated" if answer.repeated else "placed"
-        log.info(event, request_id=self._request_id, session_id=session_id, **why, **self._others())
-        if tracing.exporting():
-            span = tracing.current.get()
-            for name, value in {**why, "session_id": session_id, "request_id": self._request_id}.items():
-                span.set(f"gridmesh.{name}", value)
+
+def _others(not_at: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {"not_at": not_at} if not_at else {}
 
 
 def doubt_opened(doubt: Doubt) -> None:

@@ -20,7 +20,7 @@ from balancer.admissions import Duplicate
 from balancer.attempt import Answer, Ask, Attempt, Late, Outcome, Step
 from balancer.desk import Desk, Doubt, Fenced, Found, Settled
 from balancer.flight import Done, Flight
-from balancer.journal import Decision, EjectionJournal, News, doubt_opened, doubt_settled, tells_placed
+from balancer.journal import EjectionJournal, News, doubt_opened, doubt_settled, tells_placed
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peers
 from gridmesh.v1 import charging_pb2, reports_pb2
@@ -119,8 +119,7 @@ class Router:
             return parse_charge(request, key, now, with_body=False)  # substations compare
 
         attempt = Attempt(self._desk, key, attempt_id, parse)
-        decision = Decision(key.request_id, self.tells_placed)
-        flight = Flight(self, attempt, request, until_s, done, context, decision)
+        flight = Flight(self, attempt, request, until_s, done, context)
         flight.begin()
         return flight
 
