@@ -174,14 +174,9 @@ class Flight(Struct, eq=False):
         if tracing.exporting():
             self._span = tracing.calling(self._request, step.address)
             self._span.__enter__()
-        self._item = Item(self._request, self._until_s, self._came, self._stands)
+        self._item = Item(self._request, self._until_s, self._came, self.attempt.stands)
         peer.charges.send(self._item)
         return None
-
-    def _stands(self) -> bool:
-        """It must go to the life of the substation that the desk knew: a snapshot of that one may settle its doubt."""
-        assert self._peer is not None
-        return self._peer.ready() and self.attempt.stands()
 
     def _came(self, came: Came) -> None:
         if self._context is None:

@@ -17,7 +17,7 @@ from mesh.model import ErrorReason
 from mesh.status import from_rpc_error
 
 RETRY_MS = 1_000
-# Asked of twice for each charge: Python 3.11 looks a member of an Enum up by a call, each time.
+# Asked of for each charge, and as they leave: Python 3.11 looks a member of an Enum up by a call, each time.
 _READY = grpc.ChannelConnectivity.READY
 
 
@@ -36,7 +36,7 @@ class Peer:
         self.operations: operations_pb2_grpc.OperationsServiceAsyncStub = operations_pb2_grpc.OperationsServiceStub(
             self.channel
         )
-        self.charges = Coalescer(self.charging, together=together)
+        self.charges = Coalescer(self.charging, together=together, ready=self.ready)
         # The last load that came, as the message and as it is read: many replies share one, and what a reply has told
         # the stream of reports tells again. To compare takes a tenth of the time that it takes to read one.
         self._load: tuple[load_pb2.LoadReport, Load] | None = None

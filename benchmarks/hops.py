@@ -339,7 +339,7 @@ class _Peer(Peer):
 
     def __init__(self, address: str, admission: Admission, stub: object) -> None:
         super().__init__(address, admission, together=True)
-        self.charges = Coalescer(cast("ChargingServiceAsyncStub", stub))
+        self.charges = Coalescer(cast("ChargingServiceAsyncStub", stub), ready=self.ready)
 
     def ready(self) -> bool:
         return True

@@ -70,7 +70,7 @@ class Unsent(Enum):
 
     # Its time was over, or its caller had gone.
     LATE = auto()
-    # What it was for had changed.
+    # What it was for had changed, or the destination cannot be reached.
     VOID = auto()
 
 
@@ -103,10 +103,16 @@ class Item(Struct, eq=False):
 
 
 class Coalescer:
-    """All charges for one destination. Not `together`: each leaves by itself, to see what this is worth."""
+    """All charges for one destination. Not `together`: each leaves by itself, to see what this is worth.
 
-    def __init__(self, stub: "ChargingServiceAsyncStub", *, together: bool = True) -> None:
+    `ready` is asked right before some leave: whether it can be reached. If not, what they were for is void.
+    """
+
+    def __init__(
+        self, stub: "ChargingServiceAsyncStub", *, together: bool = True, ready: Callable[[], bool] = lambda: True
+    ) -> None:
         self._stub = stub
+        self._ready = ready
         self._together = together
         self._loop = asyncio.get_running_loop()
         self._gathered: list[Item] = []
@@ -158,8 +164,8 @@ class Coalescer:
         if self._until is not None:
             self._until.cancel()
         gathered, self._gathered = self._gathered, []
-        now = seconds()
-        leaving = [item for item in gathered if _leaves(item, now)]
+        now, ready = seconds(), self._ready()
+        leaving = [item for item in gathered if _leaves(item, now, ready)]
         most = MOST_ITEMS if self._together else 1
         for first in range(0, len(leaving), most):
             _Call(self, leaving[first : first + most], now)
@@ -220,11 +226,11 @@ class Coalescer:
         return self._stub
 
 
-def _leaves(item: Item, now: float) -> bool:
+def _leaves(item: Item, now: float, ready: bool) -> bool:
     """Whether it may; if not, it hears so."""
     if item.dropped or item.until <= now:
         item.hear(Unsent.LATE)
-    elif item.stands is not None and not item.stands():
+    elif not ready or (item.stands is not None and not item.stands()):
         item.hear(Unsent.VOID)
     else:
         return True

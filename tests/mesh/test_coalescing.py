@@ -392,6 +392,24 @@ async def test_one_that_stands_no_longer_or_is_late_is_not_sent(to: Destination,
     assert to.arrived == [["a"]]
 
 
+async def test_none_leaves_for_who_cannot_be_reached_which_is_asked_once_for_all(
+    to: Destination, client: Client
+) -> None:
+    asked: list[bool] = []
+
+    def ready() -> bool:
+        asked.append(True)
+        return False
+
+    cut_off = Client(Coalescer(client.coalescer.stub, ready=ready))
+    cut_off.send("a", "b")
+    cut_off.send("late", within_s=0.0)
+    await until(lambda: len(cut_off.heard) == 3)
+    assert cut_off.heard == {"a": Unsent.VOID, "b": Unsent.VOID, "late": Unsent.LATE}
+    assert asked == [True]
+    assert to.arrived == []
+
+
 async def test_each_has_its_own_status_and_only_one_of_ours_is_an_answer(to: Destination, client: Client) -> None:
     to.statuses = {
         "full": Refused(ErrorReason.NO_CHARGE_POINT, "all are taken", 1_500),
