@@ -92,9 +92,10 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
 
 def _ahead_of(report: load_pb2.LoadReport) -> Outlook | None:
     """None when it does not say, as one of an older version."""
-    if not len(report.evenly_kwh) == len(report.at_latest_kwh) == len(GRID_MS) - 1:
+    # A slice makes the list in half the time of list().
+    evenly_kwh, at_latest_kwh = report.evenly_kwh[:], report.at_latest_kwh[:]
+    if not len(evenly_kwh) == len(at_latest_kwh) == len(GRID_MS) - 1:
         return None
-    evenly_kwh, at_latest_kwh = list(report.evenly_kwh), list(report.at_latest_kwh)
     # The sum is a number only if all are.
     if not (sum(evenly_kwh) + sum(at_latest_kwh) <= _MOST_KWH and min(evenly_kwh) >= 0 and min(at_latest_kwh) >= 0):
         raise ValueError
