@@ -5,10 +5,15 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from tests.mesh_processes import Mesh
 
 StartMesh = Callable[..., Mesh]
+
+# An example takes as long as the machine lets it: time tells nothing of what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

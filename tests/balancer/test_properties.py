@@ -33,7 +33,7 @@ IDS = ("a", "b", "c")
 
 
 @given(seed=st.integers(0, 2**32), cars=st.integers(1, 300), substations=st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equal_cars_are_even_even_when_all_are_picked_before_any_reply(seed: int, cars: int, substations: int) -> None:
     desk = desk_of(*(load(f"s{i}", free_charge_points=300) for i in range(substations)), seed=seed)
     counts = Counter({f"s{i}": 0 for i in range(substations)})
@@ -45,7 +45,7 @@ def test_equal_cars_are_even_even_when_all_are_picked_before_any_reply(seed: int
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_unequal_ratings_end_within_one_car_of_each_other(seed: int) -> None:
     ratings = {"small": 50_000, "middle": 100_000, "large": 200_000}
     desk = desk_of(*(load(name, limit_w=limit, rated_w=limit) for name, limit in ratings.items()), seed=seed)
@@ -316,4 +316,4 @@ class Mesh(RuleBasedStateMachine):
 
 
 TestMesh = Mesh.TestCase
-TestMesh.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMesh.settings = settings(max_examples=60, stateful_step_count=40)

@@ -155,4 +155,4 @@ TestNeverOver = NeverOver.TestCase
 TestNeverOverByLaxity = NeverOverByLaxity.TestCase
 TestNeverOverByCompletion = NeverOverByCompletion.TestCase
 for case in (TestNeverOver, TestNeverOverByLaxity, TestNeverOverByCompletion):
-    case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    case.settings = settings(max_examples=60, stateful_step_count=40)
