@@ -34,8 +34,8 @@ RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
 SECONDS = 4.0
 WARM_UP_S = 1.0
-# Sessions that outlive a batch, so that its utilisation is that of its placements; about 0.3 s.
-LONGER_KWH = 0.2
+# Sessions that outlive a batch, so that its utilisation is that of its placements; about 0.25 s.
+LONGER_KWH = 0.15
 IDLE_S, IDLE_SUBSTATIONS = 20.0, 10
 
 Record = dict[str, Any]
