@@ -44,7 +44,7 @@ ROUNDS, WARM_UP = 80, 5
 PATIENCE = 4
 PROCESSES = 5
 # What `--slower` adds to a hop.
-SLOWER = 0.25
+SLOWER = 0.2
 
 Ratios = Mapping[str, float]
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"substation": VirtualLoop}
@@ -186,7 +186,7 @@ class Bench:
         if slower:
             # Here too: a hop that follows itself finds the caches warm.
             self.slower.calibration_s.append(self._calibrate())
-            self.slower.charge_s.append(self._slice(SLOWER * _low(self.slices.charge_s)))
+            self.slower.charge_s.append(self._slice(SLOWER))
 
     def _calibrate(self) -> float:
         _tidy()
@@ -194,15 +194,18 @@ class Bench:
         self._calibrating.run_until_complete(self._calibration.run())
         return time.process_time() - begun_s
 
-    def _slice(self, extra_s: float) -> float:
-        """Serves one. `extra_s`: by how much each charge is slower."""
+    def _slice(self, slower: float) -> float:
+        """Serves one. `slower`: by so much of what it takes, which is more where others use the cores."""
         work = self._loop.run_until_complete(self._hop.prepare())
         _tidy()
         begun_s, before_s = time.process_time(), self._hop.aside.cpu_s
+
+        def took_s() -> float:
+            return time.process_time() - begun_s - (self._hop.aside.cpu_s - before_s)
+
         self._loop.run_until_complete(work())
-        _spin(extra_s * self._hop.charges)
-        took_s = time.process_time() - begun_s - (self._hop.aside.cpu_s - before_s)
-        return took_s / self._hop.charges
+        _spin(slower * took_s())
+        return took_s() / self._hop.charges
 
     def close(self) -> None:
         self._calibrating.close()
@@ -292,10 +295,7 @@ def judged(recorded: Ratios) -> list[Verdict]:
 
 
 def slowed(name: str) -> list[Verdict]:
-    """One hop made slower, held against itself as it is: measured in turn, and for long.
-
-    25 % are not far from 15 where others use the cores.
-    """
+    """One hop made slower, held against itself as it is: measured in turn, and for long, as 20 % is not far from 15."""
     with opened(name) as bench:
         for _ in range(PATIENCE * ROUNDS):
             bench.turn(slower=True)

@@ -28,7 +28,7 @@ def test_no_hop_costs_more_than_its_record(capfd: pytest.CaptureFixture[str]) ->
             sys.stderr.write("\n".join(["", *cheaper, ""]))
 
 
-def test_a_hop_that_is_a_quarter_slower_does_not_pass() -> None:
+def test_a_hop_that_is_a_fifth_slower_does_not_pass() -> None:
     done = run("--slower", "gateway, single")
     assert done.returncode == cost.ABOVE, done.stdout + done.stderr
     assert done.stdout.startswith("gateway, single: ")
