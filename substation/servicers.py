@@ -148,6 +148,7 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                 yield message
             while True:
                 news.clear()
+                _check_open(self._engine)
                 entries = self._engine.shown.admissions_after(after)
                 if entries is None:
                     raise Unavailable(ErrorReason.NO_SUBSTATION, "the reader fell behind; start anew", 0)
@@ -156,7 +157,6 @@ class Reports(reports_pb2_grpc.LoadReportServiceServicer):
                     after = message.position.sequence
                     yield message
                 await news.wait()
-                _check_open(self._engine)
         finally:
             self._engine.shown.unlisten(news)
 

@@ -97,3 +97,14 @@ async def test_who_waits_for_admissions_is_told_to_reconnect_when_the_process_st
         async with asyncio.timeout(2):
             with pytest.raises(Unavailable):
                 await waiting
+
+
+async def test_who_comes_for_admissions_when_the_process_stops_is_told_so_too(tmp_path: Path) -> None:
+    async with an_engine(tmp_path, Plant()) as engine:
+        context: Any = None
+        engine.shut()
+        stream = reports(engine).StreamAdmissions(reports_pb2.StreamAdmissionsRequest(), context)
+        assert (await anext(stream)).phase == END
+        async with asyncio.timeout(2):
+            with pytest.raises(Unavailable):
+                await anext(stream)
