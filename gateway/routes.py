@@ -190,7 +190,7 @@ class Api:
         bodies.require_json(request, body)
         batch = Batch()
         with self._admitted:
-            not_after_ms = self._not_after_ms(self.clock.now_ms())
+            not_after_ms = self.clock.now_ms() + self._attempt_ms
             for item in _BATCH.decode(body, MAX_BATCH):
                 batch.add(item, self._new_id, not_after_ms)
             if self.admission.wait_s:
@@ -208,7 +208,7 @@ class Api:
             again = charging_pb2.ChargeRequest()
             again.CopyFrom(asked)
             again.attempt_id = self._new_id()
-            again.not_after.FromMilliseconds(self._not_after_ms(self.clock.now_ms()))
+            again.not_after.FromMilliseconds(self.clock.now_ms() + self._attempt_ms)
             return again
 
         try:
@@ -386,9 +386,6 @@ class Api:
 
     def _new_id(self) -> str:
         return uuid7(self.clock.now_ms(), self.rng)
-
-    def _not_after_ms(self, now: int) -> int:
-        return now + self._attempt_ms
 
     @cached_property
     def _attempt_ms(self) -> int:

@@ -69,7 +69,7 @@ class Balancer:
             settled = state in {_READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
             if settled and connected is not (state is _READY):
                 # Before the first connection both are still starting, which is no reason to warn.
-                lost, connected = connected, state is grpc.ChannelConnectivity.READY
+                lost, connected = connected, state is _READY
                 (log.warning if lost else log.info)("balancer", address=self.target, connected=connected)
             await self._channel.wait_for_state_change(state)
             self._changed()
