@@ -22,12 +22,12 @@ from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operati
 from mesh import tracing
 from mesh.admission import Admission
 from mesh.batching import Batches, Outcomes
-from mesh.clock import Clock
+from mesh.clock import Clock, seconds
 from mesh.errors import InvalidRequest, NotFound, Unavailable, Violation
 from mesh.ids import substation_of
 from mesh.interceptors import Context
 from mesh.latest import Latest
-from mesh.model import ErrorReason
+from mesh.model import ErrorReason, ReportState
 
 log = structlog.get_logger()
 
@@ -36,8 +36,11 @@ Res = TypeVar("Res")
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
-# One substation's share of a listing: a silent one must not hold back the others' sessions.
+# One substation's share of a listing: a silent one must not hold back the others' sessions. It is part of what is left
+# of the time, or several together would: less of it for one that has not reported lately.
 _PAGE_TIMEOUT_S = 2.0
+_PAGE_SHARE = 0.5
+_SILENT_SHARE = 0.1
 _COALESCE_S = 0.1
 _HEARTBEAT_S = 1.0
 
@@ -82,6 +85,12 @@ class Forwarder:
         if not len(self._desk.view) or self._desk.view.unheard():
             raise Unavailable(ErrorReason.NO_SUBSTATION, f"{message}, but not every substation has reported yet", 1_000)
         raise NotFound(reason, message)
+
+    def page_timeout_s(self, peer: Peer, left_s: float) -> float:
+        """What one substation may take of the time that is left for a listing."""
+        view = self._desk.view
+        fresh = view.state(view[peer.address], self._clock.now_ms()) is ReportState.FRESH
+        return max(0.001, min(_PAGE_TIMEOUT_S, left_s * (_PAGE_SHARE if fresh else _SILENT_SHARE)))
 
     async def unary(
         self, rpc: Callable[..., Awaitable[Res]], request: Req, peer: Peer, substation_id: str, timeout_s: float
@@ -169,6 +178,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
     async def ListSessions(
         self, request: charging_pb2.ListSessionsRequest, context: Context
     ) -> charging_pb2.ListSessionsResponse:
+        until_s = seconds() + self._forward.timeout_s(context)
         size = request.page_size or DEFAULT_PAGE
         if size > MAX_PAGE:
             raise InvalidRequest(Violation("page_size", f"must be at most {MAX_PAGE}"))
@@ -182,7 +192,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
             if len(page.sessions) >= size:
                 page.next_page_token = PageToken(substation_id, inner).text()
                 return page
-            following = await self._page_of(substation_id, inner, request, size, page)
+            following = await self._page_of(substation_id, inner, request, size, page, until_s)
             if following:
                 page.next_page_token = PageToken(substation_id, following).text()
                 return page
@@ -208,6 +218,7 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         request: charging_pb2.ListSessionsRequest,
         size: int,
         page: charging_pb2.ListSessionsResponse,
+        until_s: float,
     ) -> str:
         """Adds one substation's sessions to the page, as far as they fit; returns its next page token."""
         asked = charging_pb2.ListSessionsRequest()
@@ -216,7 +227,8 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         asked.page_size, asked.page_token = size - len(page.sessions), inner
         try:
             peer, _ = self._forward.for_substation(substation_id)
-            part = await self._forward.unary(peer.charging.ListSessions, asked, peer, substation_id, _PAGE_TIMEOUT_S)
+            within_s = self._forward.page_timeout_s(peer, until_s - seconds())
+            part = await self._forward.unary(peer.charging.ListSessions, asked, peer, substation_id, within_s)
         except Unavailable:
             page.unreachable_substation_ids.append(substation_id)
             return ""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from signal import SIGCONT, SIGSTOP
 
 import grpc
 import httpx
@@ -215,6 +216,20 @@ def test_with_no_substation_up_nobody_is_placed_and_readyz_says_why(mesh: Mesh) 
     only_forward(before, registers(mesh, *SUBSTATIONS))
     assert {said.reason for said in unknown} == {"NO_SUBSTATION"}
     assert {said.reason for said in stale} == {"NO_SUBSTATION"}
+
+
+def test_however_many_substations_hang_a_listing_names_them_in_time(mesh: Mesh) -> None:
+    for name in SUBSTATIONS:
+        mesh.signal(name, SIGSTOP)
+    try:
+        found = [mesh.http.get("/v1/charges")]
+        wait_for(lambda: mesh.http.get("/readyz").status_code == 503, STALE_S, "all are stale")
+        found.append(mesh.http.get("/v1/charges"))
+    finally:
+        for name in SUBSTATIONS:
+            mesh.signal(name, SIGCONT)
+    assert [page.status_code for page in found] == [200, 200]
+    assert [page.json()["unreachable_substation_ids"] for page in found] == [list(SUBSTATIONS)] * 2
 
 
 def test_a_session_that_is_watched_while_its_substation_dies_ends_with_an_error(mesh: Mesh) -> None:
