@@ -62,7 +62,9 @@ class Peer:
 
     def error_of(self, error: grpc.aio.AioRpcError, substation_id: str) -> MeshError:
         """What a caller is told of a failed call that was handed on to here."""
-        return from_rpc_error(error) or self.unreachable(substation_id, error.details() or error.code().name)
+        late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        why = "it did not answer in time" if late else error.details() or error.code().name
+        return from_rpc_error(error) or self.unreachable(substation_id, why)
 
     def unreachable(self, substation_id: str, why: str) -> MeshError:
         """The substation cannot be asked now."""

@@ -44,6 +44,11 @@ _LONGEST_PAUSE_S = 0.5
 _FORGET_EVERY_S = 60.0
 
 
+def in_time_s(timeout_s: float) -> float:
+    """Until when there must be an answer, of a caller who waits for so long."""
+    return timeout_s - min(_MARGIN * timeout_s, _MARGIN_MOST_S)
+
+
 @dataclass(frozen=True, slots=True)
 class _Open:
     """A doubt that is being settled. `since` is monotonic seconds."""
@@ -102,7 +107,7 @@ class Router:
 
         `context` is that in which this is called, and what comes later is done; None: it is part of no trace.
         """
-        until_s = seconds() + timeout_s - min(_MARGIN * timeout_s, _MARGIN_MOST_S)
+        until_s = seconds() + in_time_s(timeout_s)
         try:
             key = key_of(request)
         except MeshError as error:

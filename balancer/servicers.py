@@ -17,7 +17,7 @@ from balancer.batch import Batch
 from balancer.changes import Changes
 from balancer.desk import Desk
 from balancer.peers import RETRY_MS, Peer, Peers
-from balancer.router import Router
+from balancer.router import Router, in_time_s
 from gridmesh.v1 import charging_pb2, charging_pb2_grpc, operations_pb2, operations_pb2_grpc
 from mesh import tracing
 from mesh.admission import Admission
@@ -58,6 +58,10 @@ class Forwarder:
         """What is left of the caller's deadline."""
         left: float | None = context.time_remaining()
         return self.default_timeout_s if left is None else max(0.001, left)
+
+    def handed_on_s(self, context: Context) -> float:
+        """The same for a substation: it ends here first, so that the caller hears who did not answer."""
+        return in_time_s(self.timeout_s(context))
 
     def for_session(self, session_id: str) -> tuple[Peer, str]:
         """Whom to ask about a session. NotFound when its id names no substation of this mesh."""
@@ -142,14 +146,14 @@ class ChargingServicer(charging_pb2_grpc.ChargingServiceServicer):
         self, request: charging_pb2.GetSessionRequest, context: Context
     ) -> charging_pb2.GetSessionResponse:
         peer, substation_id = self._forward.for_session(request.session_id)
-        timeout_s = self._forward.timeout_s(context)
+        timeout_s = self._forward.handed_on_s(context)
         return await self._forward.unary(peer.charging.GetSession, request, peer, substation_id, timeout_s)
 
     async def StopSession(
         self, request: charging_pb2.StopSessionRequest, context: Context
     ) -> charging_pb2.StopSessionResponse:
         peer, substation_id = self._forward.for_session(request.session_id)
-        timeout_s = self._forward.timeout_s(context)
+        timeout_s = self._forward.handed_on_s(context)
         return await self._forward.unary(peer.charging.StopSession, request, peer, substation_id, timeout_s)
 
     async def WatchSession(
@@ -288,7 +292,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     async def _hand_on(self, rpc: str, request: Any, context: Context) -> Any:  # noqa: ANN401 - four message types
         peer, substation_id = self._forward.for_substation(request.substation_id)
         stub = getattr(peer.operations, rpc)
-        return await self._forward.unary(stub, request, peer, substation_id, self._forward.timeout_s(context))
+        return await self._forward.unary(stub, request, peer, substation_id, self._forward.handed_on_s(context))
 
     async def ListSubstations(
         self, request: operations_pb2.ListSubstationsRequest, context: Context

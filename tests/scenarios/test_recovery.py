@@ -232,6 +232,16 @@ def test_however_many_substations_hang_a_listing_names_them_in_time(mesh: Mesh) 
     assert [page.json()["unreachable_substation_ids"] for page in found] == [list(SUBSTATIONS)] * 2
 
 
+def test_an_operator_hears_which_substation_hangs(mesh: Mesh) -> None:
+    mesh.signal("b", SIGSTOP)
+    try:
+        said = problem(mesh.http.put("/v1/substations/b/limits/so", json={"limit_kw": 500}))
+    finally:
+        mesh.signal("b", SIGCONT)
+    assert (said.status, said.reason) == (503, "SUBSTATION_UNREACHABLE")
+    assert said.message == "substation b cannot be reached: it did not answer in time"
+
+
 def test_a_session_that_is_watched_while_its_substation_dies_ends_with_an_error(mesh: Mesh) -> None:
     session_id = post_car(mesh.http, allowed_substation_ids=["a"]).json()["session"]["session_id"]
     with mesh.http.stream("GET", f"/v1/charges/{session_id}/events") as reply:
