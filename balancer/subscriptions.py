@@ -19,10 +19,10 @@ import structlog
 from balancer import wire
 from balancer.admissions import Entry
 from balancer.desk import Desk, Settled
-from balancer.journal import ReportJournal, StreamJournal
+from balancer.journal import News, ReportJournal, StreamJournal
 from balancer.metrics import BalancerMetrics
 from balancer.peers import Peer, Peers
-from balancer.view import FRESH_INTERVALS, Received
+from balancer.view import FRESH_INTERVALS, Load, Received
 from gridmesh.v1 import reports_pb2
 from mesh.charge import Key
 from mesh.clock import Clock, seconds
@@ -106,6 +106,9 @@ class Subscription:
         self.reported = asyncio.Event()
         self._journal = ReportJournal(desk.view, peer.address)
         self._reports_journal = StreamJournal(desk.view, peer.address, "load reports")
+        # (substation, epoch, address): whose reports come from here while it is followed at another address.
+        self._elsewhere: tuple[str, int, str | None] | None = None
+        self._told_elsewhere = News()
         # When it is to be said that there was no report yet; None once it was said, or there was one.
         self._silent_ms: int | None = clock.now_ms() + FRESH_INTERVALS * interval_ms
         # Whether all of the snapshot under way could be read, and whether what was read was processed.
@@ -206,11 +209,31 @@ class Subscription:
         self._journal.look(now, SILENT)
         self._counts[result].inc()
         if self._desk.view[self._peer.address].load is None:
-            self.reported.clear()  # it is followed at another address
+            self.reported.clear()
+            self._followed_elsewhere(load)
         else:
+            self._elsewhere = None
             self.reported.set()
         self._on_change()
         return True
+
+    def _followed_elsewhere(self, load: Load) -> None:
+        """Says so where it goes on: the last report of one that has moved may come after the first from there."""
+        view, self._silent_ms = self._desk.view, None
+        other = view.address_of(load.substation_id)
+        before, self._elsewhere = self._elsewhere, (load.substation_id, load.epoch, other)
+        if other is None or before != self._elsewhere or not self._told_elsewhere.is_new(before):
+            return
+        there = view[other].load
+        same = there is not None and there.epoch == load.epoch
+        why = "both addresses are of one process" if same else "a process that was started later has the same id there"
+        log.warning(
+            "substation is followed at another address",
+            substation=load.substation_id,
+            address=self._peer.address,
+            followed_at=other,
+            why=why,
+        )
 
     # --- admissions -----------------------------------------------------------------------------
 

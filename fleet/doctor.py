@@ -120,11 +120,17 @@ _REMEDIES = {
     "EJECTED": "it is let in again by itself; its log says what fails",
     "NOT_ACCEPTING": "see its log",
 }
+# To restart one that has another's id would take that id over, and with it what is known of its sessions.
+_UNHEARD = (
+    "its process hangs, or is no substation, or one that is followed at another address; the balancer's log says so"
+)
 
 
 def _what(condition: str, listed: Json, port_open: bool | None) -> tuple[str, str]:
     fields = {"age": span(age_s(listed) or 0.0), "name": name_of(listed)}
     remedy = _REMEDIES.get(condition) or _silent(listed["address"], port_open)
+    if port_open and condition == "NEVER_REPORTED":
+        remedy = f"port {listed['address']} is open: {_UNHEARD}"
     return _WORDS[condition].format(**fields), remedy.format(**fields)
 
 

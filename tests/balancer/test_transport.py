@@ -714,6 +714,28 @@ async def test_an_address_that_never_reported_is_told_once() -> None:
     assert [(line["event"], line["address"]) for line in lines] == [("no report from this address yet", silent.address)]
 
 
+@pytest.mark.parametrize(
+    ("epoch_there", "why"),
+    [(1, "both addresses are of one process"), (2, "a process that was started later has the same id there")],
+)
+async def test_a_second_address_that_reports_as_the_same_substation_is_told_once(
+    a: Substation, epoch_there: int, why: str
+) -> None:
+    twin = Substation("a")
+    twin.reports.spoil = lambda report: setattr(report, "epoch", epoch_there)
+    await twin.server.start()
+    with capture_logs() as lines:
+        async with running(twin, a) as balancer:
+            await until(lambda: a.reports.streams > 0 and twin.reports.streams > 0)
+            await asyncio.sleep(4 * INTERVAL_MS / 1000)
+            followed_at = balancer.desk.view.address_of("a")
+    await twin.server.stop(0)
+    [line] = [line for line in lines if line["log_level"] == "warning"]
+    assert (line["event"], line["substation"], line["why"]) == ("substation is followed at another address", "a", why)
+    assert {line["address"], line["followed_at"]} == {a.address, twin.address}
+    assert line["followed_at"] == followed_at
+
+
 async def test_a_new_life_of_a_substation_is_told(a: Substation) -> None:
     with capture_logs() as lines:
         async with running(a) as balancer:

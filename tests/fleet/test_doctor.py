@@ -79,6 +79,13 @@ def test_whether_the_port_is_open_tells_one_that_hangs_from_one_that_is_dead(
     assert words in finding.remedy
 
 
+def test_one_that_never_reported_and_has_an_open_port_is_not_to_be_restarted_unseen() -> None:
+    silent = {"address": "127.0.0.1:1", "state": "NEVER_REPORTED", "ejected": False}
+    [finding] = doctor.substation(silent, port_open=True)
+    assert "restart" not in finding.remedy
+    assert "followed at another address" in finding.remedy
+
+
 def test_a_balancer_without_substations_is_found_out() -> None:
     assert [finding.words for finding in doctor.examine([], {})] == ["the balancer knows none"]
 
