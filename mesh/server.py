@@ -1,7 +1,6 @@
 """One gRPC server of the mesh: health, reflection, keepalive, and a stop that finishes what is in flight."""
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +42,12 @@ def _check_free(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        raise StartupError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+        raise StartupError(f"cannot listen on {host}:{port}: {_why(error)}") from None
+
+
+def _why(error: OSError) -> str:
+    """Without the address, which Python adds. A name that is none has a number that `os` has no words for."""
+    return str(error.strerror).partition(" (while")[0]
 
 
 class _Health(health.aio.HealthServicer):
