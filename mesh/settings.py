@@ -37,8 +37,9 @@ def one_of(*values: str) -> Check:
 
 
 def address(value: str) -> str | None:
-    """A check for host:port."""
+    """A check for host:port. A page's URL would be taken for a name that never resolves."""
     host, _, port = value.rpartition(":")
+    host = "" if host.startswith(("http:", "https:")) else host
     return None if host and port.isdigit() and 0 < int(port) < 65536 else "must be host:port"
 
 

@@ -42,6 +42,7 @@ def test_each_type_is_read() -> None:
         ([], {"EXAMPLE_ON": "maybe"}, "EXAMPLE_ON='maybe' is not true or false"),
         ([], {"EXAMPLE_NAME": "y"}, "EXAMPLE_NAME='y' must be one of , x"),
         ([], {"EXAMPLE_PEERS": "a:1,b"}, "EXAMPLE_PEERS='a:1,b' must be host:port"),
+        ([], {"EXAMPLE_PEERS": "http://a:1"}, "EXAMPLE_PEERS='http://a:1' must be host:port"),
         ([], {"EXAMPLE_LOG_LEVEL": "loud"}, "EXAMPLE_LOG_LEVEL='loud' must be one of debug, info, warning, error"),
         (["--wat"], {}, "unknown argument --wat"),
         (["--port"], {}, "argument --port: expected one argument"),
