@@ -58,7 +58,7 @@ _TITLES = {
     "NO_SUBSTATION": "No substation can be asked",
     "OVERLOADED": "More calls than can be served",
     "READER_TOO_SLOW": "The stream's reader is too slow",
-    "OUTCOME_UNKNOWN": "Whether the charge was admitted is not known",
+    "OUTCOME_UNKNOWN": "What became of the request is not known",
     "LEDGER_UNAVAILABLE": "The ledger cannot write",
     "SUBSTATION_UNREACHABLE": "The substation cannot be reached",
     "KEY_REUSED": "The idempotency key belongs to another request",

@@ -3,7 +3,7 @@
 import pytest
 
 from gridmesh.v1 import load_pb2, operations_pb2
-from mesh.errors import NotFound
+from mesh.errors import NotFound, Unavailable
 from mesh.model import ErrorReason
 from tests.gateway.running import CAR, FakeBalancer, Gateway, a_substation, fails, gateway_before, hangs, served
 from tests.gateway.test_bad_requests import a_problem
@@ -89,6 +89,12 @@ async def test_an_unknown_substation_is_404(gateway: Gateway, method: str, path:
     gateway.fake.answers[name] = fails(NotFound(ErrorReason.SUBSTATION_NOT_FOUND, "no substation x"))
     body = {"limit_kw": 1} if method == "PUT" else None
     a_problem(await gateway.http.request(method, path, json=body), 404, "SUBSTATION_NOT_FOUND")
+
+
+async def test_a_limit_whose_outcome_is_not_known_is_told_in_words_that_fit_it(gateway: Gateway) -> None:
+    gateway.fake.answers["SetLimit"] = fails(Unavailable(ErrorReason.OUTCOME_UNKNOWN, "repeat it", 1_000))
+    reply = await gateway.http.put("/v1/substations/x/limits/so", json={"limit_kw": 1})
+    assert "charge" not in a_problem(reply, 503, "OUTCOME_UNKNOWN")["title"]
 
 
 async def test_it_is_healthy_and_ready_with_one_fresh_accepting_substation(gateway: Gateway) -> None:
