@@ -106,7 +106,8 @@ class _Protocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     # Whether the request does, in a header.
     _says_whether_to_keep = False
-    # When the last reply ended; None while a request comes or is served. One timer for many replies.
+    # When the last reply ended; None while a request comes or is served. One timer for many replies. What comes and
+    # begins no request, such as more of a body that is answered already, keeps no connection.
     _idle_since: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
     # What the last request asked for, and its path, decoded, and query: most ask for the same again.
@@ -129,7 +130,6 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._idle_since = None
         if self._in_head:
             self._head += len(data)
         # As uvicorn's, which makes no websocket of it either.
@@ -151,6 +151,7 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if not self._in_head:
             self._in_head, self._head = True, 0
+        self._idle_since = None
         self.url = b""
         self.expect_100_continue = self._says_whether_to_keep = False
         self.headers = []
@@ -172,6 +173,7 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """As uvicorn's, less what only other applications need: upgrades, a root path, a bound on what is served."""
         self._end_head()
+        self._idle_since = None  # also where the reply before it ended in the midst of this head
         if self.url != self._last_url:
             self._read_url()
         path, query = self._target

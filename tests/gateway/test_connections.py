@@ -158,3 +158,18 @@ async def test_a_connection_is_closed_when_it_is_idle_and_not_while_it_is_served
     writer.close()
     assert served.startswith(b"HTTP/1.1 200")
     assert b"connection: close" not in served
+
+
+@pytest.mark.parametrize("more", [b"\r\n", b"{"])
+async def test_what_begins_no_request_keeps_no_connection(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, more: bytes
+) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.3)
+    length = b"content-length: 9\r\n\r\n" if more == b"{" else b"\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(10):
+        writer.write(b"POST /nowhere HTTP/1.1\r\nhost: x\r\n" + length)  # answered before its body has come
+        await reader.readuntil(b"PATH_NOT_FOUND\"}")
+        writer.write(more)
+        assert await reader.read() == b""
+    writer.close()
