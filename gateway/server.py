@@ -39,7 +39,7 @@ _UNSENT_BYTES = 16 * 1024
 # Said by a reply after which the connection ends.
 _CLOSE = (b"connection", b"close")
 # Headers of a request that are looked at here. The parser takes the last for the one before it.
-_OURS = frozenset({b"expect", b"connection", b"proxy-connection"})
+_OURS = frozenset({b"expect", b"connection", b"proxy-connection", b"upgrade"})
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -106,6 +106,9 @@ class _Protocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     # Whether the request does, in a header.
     _says_whether_to_keep = False
+    # Whether it names another protocol, as Java's own client does with each first request; and its head without that.
+    _asks_upgrade = False
+    _again = b""
     # When the last reply ended; None while a request comes or is served. One timer for many replies. What comes and
     # begins no request, such as more of a body that is answered already, keeps no connection.
     _idle_since: float | None = None
@@ -132,14 +135,12 @@ class _Protocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head += len(data)
-        # As uvicorn's, which makes no websocket of it either.
         try:
-            self.parser.feed_data(data)
+            while data:
+                data = self._parse(data)
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("")
-        except httptools.HttpParserUpgrade:
-            self._unsupported_upgrade_warning()
         # Also a first read that holds the whole head, and then some body, is no larger than what is read at once.
         if self._in_head and self._head > _MAX_HEAD:
             self._refuse(
@@ -148,12 +149,21 @@ class _Protocol(HttpToolsProtocol):
         elif self._in_head and self._head_timer is None:
             self._time_head()
 
+    def _parse(self, data: bytes) -> bytes:
+        """What is to be parsed after it, as the parser stops where another protocol is asked for."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as at:
+            again, self._again = self._again, b""
+            return again + data[at.args[0] :] if again else b""
+        return b""
+
     def on_message_begin(self) -> None:
         if not self._in_head:
             self._in_head, self._head = True, 0
         self._idle_since = None
         self.url = b""
-        self.expect_100_continue = self._says_whether_to_keep = False
+        self.expect_100_continue = self._says_whether_to_keep = self._asks_upgrade = False
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -165,13 +175,18 @@ class _Protocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def _on_ours(self, name: bytes, value: bytes) -> None:
-        if name != b"expect":
+        if name == b"upgrade":
+            self._asks_upgrade = True
+        elif name != b"expect":
             self._says_whether_to_keep = True
         elif value.lower() == b"100-continue":
             self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
-        """As uvicorn's, less what only other applications need: upgrades, a root path, a bound on what is served."""
+        """As uvicorn's, less what only other applications need: a root path, a bound on what is served."""
+        if self._asks_upgrade and self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._again = self._without_upgrade()
+            return
         self._end_head()
         self._idle_since = None  # also where the reply before it ended in the midst of this head
         if self.url != self._last_url:
@@ -197,6 +212,12 @@ class _Protocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
+
+    def _without_upgrade(self) -> bytes:
+        """The head as if it asked for no other protocol: the parser would take its body for that."""
+        line = self.parser.get_method(), self.url, b"HTTP/" + self.parser.get_http_version().encode()
+        headers = [b": ".join(each) for each in self.headers if each[0] != b"upgrade"]
+        return b"\r\n".join([b" ".join(line), *headers, b"", b""])
 
     def _start_asgi_task(self, cycle: "_Cycle", app: ASGIApp) -> None:  # type: ignore[override]  # only ours come
         # The loop would make up a name for each.
@@ -225,6 +246,8 @@ class _Protocol(HttpToolsProtocol):
         cycle.tell()
 
     def on_message_complete(self) -> None:
+        if self._again:
+            return
         cycle = self.cycle
         if cycle.response_complete:
             return

@@ -1,6 +1,7 @@
 """What goes over a connection: whole replies in one piece, one request after another, and the end of it."""
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -169,7 +170,30 @@ async def test_what_begins_no_request_keeps_no_connection(
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     async with asyncio.timeout(10):
         writer.write(b"POST /nowhere HTTP/1.1\r\nhost: x\r\n" + length)  # answered before its body has come
-        await reader.readuntil(b"PATH_NOT_FOUND\"}")
+        await reader.readuntil(b'PATH_NOT_FOUND"}')
         writer.write(more)
         assert await reader.read() == b""
     writer.close()
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 1000])
+async def test_who_offers_another_protocol_is_answered_in_this_one(gateway: Gateway, pieces: int) -> None:
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA\r\n"
+    body = json.dumps(CAR).encode()
+    plain = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    chunked = b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (
+        len(body),
+        body,
+    )
+    charge = b"POST /v1/charges HTTP/1.1\r\nhost: x\r\n" + offer
+    read = HEALTH.replace(b"host: x\r\n", b"host: x\r\n" + offer)
+    sent = charge + plain + read + charge + chunked + HEALTH.replace(b"host: x", b"connection: close")
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(10):
+        for start in range(0, len(sent), step := -(-len(sent) // pieces)):
+            writer.write(sent[start : start + step])
+            await asyncio.sleep(0.001)
+        said = await reader.read()
+    writer.close()
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"201", b"200", b"201", b"200"]
+    assert len(gateway.fake.calls) == 2
