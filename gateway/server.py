@@ -97,7 +97,9 @@ class _Server(uvicorn.Server):
 class _Protocol(HttpToolsProtocol):
     """Bounds what uvicorn does not: connections, and a request's path and headers in size and time."""
 
+    # The last that came, of which uvicorn knows when its connection is lost, and the last that was begun.
     cycle: "_Cycle"
+    _served: "_Cycle | None" = None
     _most = _most_connections()
     # While a request's head comes: its bytes so far, and when it is too late. A head that comes in one piece, as
     # nearly all do, has no timer.
@@ -129,6 +131,9 @@ class _Protocol(HttpToolsProtocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         super().connection_lost(exc)
+        if (served := self._served) is not None and not served.response_complete:
+            served.disconnected = True
+            served.tell()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -221,6 +226,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: "_Cycle", app: ASGIApp) -> None:  # type: ignore[override]  # only ours come
         # The loop would make up a name for each.
+        self._served = cycle
         cycle.task = self.loop.create_task(cycle.run_asgi(app), name="request")
         self.tasks.add(cycle.task)
 

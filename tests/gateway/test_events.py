@@ -169,6 +169,19 @@ async def test_a_client_that_leaves_ends_the_stream_to_the_balancer(gateway: Gat
     await asyncio.wait_for(gateway.fake.left.wait(), 5)
 
 
+async def test_a_client_that_leaves_with_a_request_behind_its_stream_ends_it_without_an_error(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.fake.answers["WatchSession"] = hangs
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(f"GET {PATH} HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    await reader.readuntil(b"event: session")
+    writer.close()
+    await asyncio.wait_for(gateway.fake.left.wait(), 5)
+    await asyncio.sleep(0.1)
+    assert "error" not in capsys.readouterr().out
+
+
 async def test_a_gateway_that_stops_says_so_on_its_streams_and_is_gone_soon(gateway: Gateway) -> None:
     gateway.fake.answers["WatchSession"] = hangs
     found = []
