@@ -212,6 +212,8 @@ class _Protocol(HttpToolsProtocol):
         if keep_alive and self._says_whether_to_keep:  # without, one of 1.0 is not kept anyway
             keep_alive = self.parser.get_http_version() != "1.0"
         before, self.cycle = self.cycle, _Cycle(self, scope, keep_alive=keep_alive)
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.chunked_encoding = False  # it knows no chunks: the body goes on to the end of the connection
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -319,7 +321,7 @@ class _Cycle(RequestResponseCycle):
     disconnected = False
     more_body = True
     response_started = response_complete = False
-    chunked_encoding = None
+    chunked_encoding: bool | None = None
     expected_content_length = 0
     access_log = False
     # One piece of it, or several put together.
@@ -376,6 +378,8 @@ class _Cycle(RequestResponseCycle):
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # uvicorn lists its messages
         if message["type"] != WHOLE:
+            if self.chunked_encoding is False:
+                self.expected_content_length = len(message.get("body", b""))
             await super().send(message)  # type: ignore[arg-type]
             return
         if self.flow.write_paused and not self.disconnected:

@@ -182,6 +182,20 @@ async def test_a_client_that_leaves_with_a_request_behind_its_stream_ends_it_wit
     assert "error" not in capsys.readouterr().out
 
 
+async def test_a_client_of_http_1_0_is_sent_no_chunks(gateway: Gateway) -> None:
+    gateway.fake.updates = [a_session(), a_session(state=ENDED)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(f"GET {PATH} HTTP/1.0\r\n\r\n".encode())
+    async with asyncio.timeout(5):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"transfer-encoding" not in head
+    assert body.startswith(b"event: session\n")
+    assert body.endswith(b"\n\n")
+    assert b"\r" not in body
+    assert body.count(b"event: ") == 3
+
+
 async def test_a_gateway_that_stops_says_so_on_its_streams_and_is_gone_soon(gateway: Gateway) -> None:
     gateway.fake.answers["WatchSession"] = hangs
     found = []
