@@ -115,6 +115,8 @@ class _Protocol(HttpToolsProtocol):
     # begins no request, such as more of a body that is answered already, keeps no connection.
     _idle_since: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
+    # Of what was written, as much as was still here when it was last found idle.
+    _unread = 0
     # What the last request asked for, and its path, decoded, and query: most ask for the same again.
     _last_url = b""
     _target = "", b""
@@ -265,12 +267,14 @@ class _Protocol(HttpToolsProtocol):
         cycle.tell()
 
     def on_response_complete(self) -> None:
-        if self.pipeline or self.transport.is_closing():
+        closing = self.transport.is_closing()
+        if (self.pipeline and not closing) or (closing and not self.transport.get_write_buffer_size()):
             super().on_response_complete()
             return
         # As uvicorn does, but for the timer, which it makes anew for each reply.
         self.server_state.total_requests += 1
-        self.flow.resume_reading()
+        if not closing:
+            self.flow.resume_reading()
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_at(self._idle_since + _KEEP_ALIVE_S, self._close_if_idle)
@@ -281,9 +285,20 @@ class _Protocol(HttpToolsProtocol):
             return  # the next reply sets it again
         until = self._idle_since + _KEEP_ALIVE_S
         if until <= self.loop.time():
-            self.timeout_keep_alive_handler()
+            self._close_or_wait_for_reader()
         else:
             self._idle_timer = self.loop.call_at(until, self._close_if_idle)
+
+    def _close_or_wait_for_reader(self) -> None:
+        """A plain close would wait for a client that does not read, for ever."""
+        unread: int = self.transport.get_write_buffer_size()
+        if not unread:
+            self.timeout_keep_alive_handler()
+        elif unread == self._unread:
+            self.transport.abort()
+        else:
+            self._unread = unread
+            self._idle_timer = self.loop.call_later(_KEEP_ALIVE_S, self._close_if_idle)
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since = None
@@ -383,7 +398,7 @@ class _Cycle(RequestResponseCycle):
             await super().send(message)  # type: ignore[arg-type]
             return
         if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+            await self._wait_for_reader()
         if self.disconnected:
             return
         reply = self._encode(message)
@@ -393,6 +408,19 @@ class _Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+    async def _wait_for_reader(self) -> None:
+        """Until the replies before this one are read; a client that reads nothing of them for so long is given up."""
+        unread = 0
+        while self.flow.write_paused and not self.disconnected:
+            before, unread = unread, self.transport.get_write_buffer_size()
+            if unread == before:
+                self.disconnected = True
+                self.transport.abort()
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_KEEP_ALIVE_S):
+                    await self.flow.drain()
 
     def _encode(self, message: Message) -> bytes:
         headers = [*self.default_headers, *message["headers"]]

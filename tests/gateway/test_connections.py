@@ -1,8 +1,10 @@
 """What goes over a connection: whole replies in one piece, one request after another, and the end of it."""
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
 
 import pytest
 
@@ -197,3 +199,27 @@ async def test_who_offers_another_protocol_is_answered_in_this_one(gateway: Gate
     writer.close()
     assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"201", b"200", b"201", b"200"]
     assert len(gateway.fake.calls) == 2
+
+
+@pytest.mark.parametrize(("requests", "header"), [(1, b"host: x"), (3, b"host: x"), (1, b"connection: close")])
+async def test_a_client_that_does_not_read_its_reply_is_given_up(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, requests: int, header: bytes
+) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.2)
+    many = [a_session(evse_id="x" * 3_900)] * 1_000  # more than the kernel holds
+
+    async def lists(request: Message, context: Context) -> Message:
+        return charging_pb2.ListSessionsResponse(sessions=many)
+
+    gateway.fake.answers["ListSessions"] = lists
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", gateway.port))
+        client.sendall(HEALTH.replace(b"/healthz", b"/v1/charges").replace(b"host: x", header) * requests)
+        await asyncio.sleep(1.5)
+        client.settimeout(1)
+        said = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := client.recv(65536):
+                said += len(part)
+    assert said < 3_900_000
