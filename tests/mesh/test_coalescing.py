@@ -135,9 +135,11 @@ class Client:
         # What is done when one hears.
         self.told: dict[str, Callable[[], object]] = {}
 
-    def send(self, *names: str, within_s: float = 30.0) -> None:
+    def send(self, *names: str, within_s: float = 30.0, bytes_each: int = 0) -> None:
         for name in names:
-            item = Item(request(name), seconds() + within_s, partial(self._hear, name))
+            asked = request(name)
+            asked.vehicle_id = "x" * bytes_each
+            item = Item(asked, seconds() + within_s, partial(self._hear, name))
             self.items[name] = item
             self.coalescer.send(item)
 
@@ -503,6 +505,16 @@ async def test_only_a_batch_that_was_refused_at_the_door_was_certainly_not_serve
     client.send("a", "b")
     await until(lambda: len(client.heard) == 2)
     assert [isinstance(came, MeshError) for came in client.heard.values()] == [told, told]
+
+
+async def test_those_that_are_too_large_together_take_no_neighbour_along(to: Destination, client: Client) -> None:
+    client.send("large", "larger", bytes_each=2_500_000)
+    client.send("a", "b")
+    names = ["large", "larger", "a", "b"]
+    to.go(*names)
+    await until(lambda: len(client.heard) == 4)
+    assert [client.session(name) for name in names] == names
+    assert sorted(to.arrived) == [["a", "b"], ["large"], ["larger"]]
 
 
 async def test_without_coalescing_each_is_a_call_of_its_own(to: Destination, client: Client) -> None:
