@@ -370,7 +370,8 @@ class _Call:
         for outcome in message.outcomes:
             self._items[outcome.index].hear(_read(outcome, loads))
         self._heard(len(message.outcomes))
-        if not self._unheard:
+        # Who tells of one twice has not told of all: the others hear when their time is over.
+        if self._unheard <= 0 and all(item.heard for item in self._items):
             self._stream.forget(self._number)
             self._finish()
 

@@ -53,6 +53,8 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
         self.half_closed = False
         # Ends the call with this, once the first item of a batch was answered.
         self.breaks: grpc.StatusCode | None = None
+        # Tells of each twice.
+        self.stutters = False
         self.refuses: MeshError | None = None
 
     def go(self, *names: str) -> None:
@@ -102,7 +104,8 @@ class Destination(charging_pb2_grpc.ChargingServiceServicer):
             outcome = await coming
             # Of more than one, as a balancer says them.
             loads = [load_pb2.LoadReport(substation_id=name, sequence=7) for name in ("b", "a", "c")]
-            batch = charging_pb2.ChargeBatchResponse(outcomes=[outcome], loads=loads)
+            outcomes = [outcome] * (1 + self.stutters)
+            batch = charging_pb2.ChargeBatchResponse(outcomes=outcomes, loads=loads)
             yield charging_pb2.StreamChargesResponse(batch=batch)
             if self.breaks is not None:
                 raise _Broken
@@ -505,6 +508,17 @@ async def test_only_a_batch_that_was_refused_at_the_door_was_certainly_not_serve
     client.send("a", "b")
     await until(lambda: len(client.heard) == 2)
     assert [isinstance(came, MeshError) for came in client.heard.values()] == [told, told]
+
+
+async def test_who_tells_of_one_twice_leaves_no_other_without_an_end(to: Destination, client: Client) -> None:
+    to.stutters = True
+    client.send("a", "b", within_s=0.5)
+    to.go("a")
+    await until(lambda: len(client.heard) == 2)
+    assert client.session("a") == "a"
+    lost = client.heard["b"]
+    assert isinstance(lost, grpc.aio.AioRpcError)
+    assert lost.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_those_that_are_too_large_together_take_no_neighbour_along(to: Destination, client: Client) -> None:
