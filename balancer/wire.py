@@ -35,6 +35,8 @@ _REQUIRED = (
 )
 # More than any substation has.
 _MOST_W, _MOST_KWH, _MOST_SCALE = 10**12, 1e12, 86_400.0
+# What a Timestamp may say: the years 1 to 9999.
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 _NO_ENTRIES: Mapping[Key, Entry] = {}
 
 _millijoules = partial(mul, float(MJ_PER_KWH))
@@ -68,7 +70,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         epoch=report.epoch,
         sequence=report.sequence,
         admission_sequence=report.admission_sequence,
-        generated_at_ms=_millis(report.generated_at),
+        generated_at_ms=_time_ms(report.generated_at),
         rated_w=watts(report.rated_power_kw),
         limit_w=limit_w,
         limit_source=_LIMIT_SOURCES[report.limit_source],
@@ -86,7 +88,7 @@ def _load_of(report: load_pb2.LoadReport) -> Load:
         time_scale=scale,
         over_limit_s=report.over_limit_seconds,
         ahead=_ahead_of(report),
-        next_free_ms=_millis(report.next_free_at) if report.HasField("next_free_at") else None,
+        next_free_ms=_time_ms(report.next_free_at) if report.HasField("next_free_at") else None,
     )
 
 
@@ -208,6 +210,13 @@ class _Words(dict[int, W]):
 _LIMIT_SOURCES = _Words(LimitSource)
 _NOT_ACCEPTING = _Words(NotAccepting)
 _STOP_REASONS = _Words(StopReason)
+
+
+def _time_ms(time: Timestamp) -> int:
+    """Of one that is to be said again as it came: ValueError where that cannot be."""
+    if not _FIRST_MS <= (time_ms := _millis(time)) <= _LAST_MS:
+        raise ValueError
+    return time_ms
 
 
 def _millis(time: Timestamp) -> int:

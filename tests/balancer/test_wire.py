@@ -54,6 +54,16 @@ def test_one_broken_number_makes_the_report_malformed(field: str, number: float)
         wire.load_of(report)
 
 
+@pytest.mark.parametrize("seconds", [2**62, -(2**62), 253_402_300_800])
+@pytest.mark.parametrize("field", ["generated_at", "next_free_at"])
+def test_one_broken_time_makes_the_report_malformed(field: str, seconds: int) -> None:
+    """It could not be said again: no substation would be listed any more, and none watched."""
+    report = wire.report_of(load())
+    getattr(report, field).seconds = seconds
+    with pytest.raises(wire.Malformed, match="a number that is none"):
+        wire.load_of(report)
+
+
 def test_an_admission_whose_session_names_no_substation_is_malformed() -> None:
     with pytest.raises(wire.Malformed, match="session_id 'nowhere'"):
         wire.entry_of(reports_pb2.Admission(session_id="nowhere"), NOW)
