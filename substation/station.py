@@ -349,7 +349,8 @@ class Station:
             measured_w=total.measured_w,
             active_sessions=total.active,
             charge_points=self.config.charge_points,
-            free_charge_points=self.config.charge_points - total.live,
+            # Before the last start there may have been more of them.
+            free_charge_points=max(0, self.config.charge_points - total.live),
             not_accepting=self.accepting,
             over_limit_ms=self._power.over_limit_ms,
             curtailed=tuple(self._live.curtailed()),

@@ -594,6 +594,19 @@ def test_after_a_restart_a_lower_limit_is_a_cut() -> None:
     assert again.station.load().over_limit_ms == 0
 
 
+def test_with_fewer_charge_points_than_sessions_none_is_free_until_enough_have_left() -> None:
+    """A report cannot say a number below 0: nobody would hear of the substation any more."""
+    rig = Rig()
+    sessions = [rig.charge(a_charge(str(n))) for n in range(3)]
+    again = restart(rig, charge_points=2)
+    free = [again.station.load().free_charge_points]
+    assert refusal(again).reason is ErrorReason.NO_CHARGE_POINT
+    for session in sessions:
+        again.do(again.station.stop(session.session_id, StopReason.REMOTE, again.now))
+        free.append(again.station.load().free_charge_points)
+    assert free == [0, 0, 1, 2]
+
+
 def test_fences_survive_a_restart() -> None:
     key = a_charge().key
     rig = Rig(memory=Memory(fences=[(key, an_attempt(5), NOW)]))
