@@ -121,9 +121,7 @@ _REMEDIES = {
     "NOT_ACCEPTING": "see its log",
 }
 # To restart one that has another's id would take that id over, and with it what is known of its sessions.
-_UNHEARD = (
-    "its process hangs, or is no substation, or one that is followed at another address; the balancer's log says so"
-)
+_UNHEARD = "its process hangs, or is no substation, or is followed at another address, as the balancer's log then says"
 
 
 def _what(condition: str, listed: Json, port_open: bool | None) -> tuple[str, str]:

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import overload
 
+from google.protobuf.message import DecodeError
+
 from gridmesh.v1 import charging_pb2
 from mesh.errors import InvalidRequest, Violation
 
@@ -65,10 +67,14 @@ class Batches:
                 task.cancel()
 
     async def _read(self, requests: AsyncIterator[charging_pb2.StreamChargesRequest]) -> None:
-        async for request in requests:
-            task = asyncio.create_task(self._one(request))
-            self._work.add(task)
-            task.add_done_callback(self._work.discard)
+        try:
+            async for request in requests:
+                task = asyncio.create_task(self._one(request))
+                self._work.add(task)
+                task.add_done_callback(self._work.discard)
+        except DecodeError:
+            self._said.put_nowait(InvalidRequest(Violation("request", "is no StreamChargesRequest")))
+            return
         if self._work:
             await asyncio.wait(self._work)
         self._said.put_nowait(None)

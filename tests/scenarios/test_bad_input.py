@@ -1,5 +1,6 @@
 """What is wrong in a request is named alike over HTTP, by a balancer and by a substation, and changes nothing."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -597,3 +598,14 @@ def test_bad_items_of_a_batch_over_http_are_named_each_for_itself(mesh: Mesh) ->
     assert len(good) == 1
     Server(mesh, "a").stop(good[0].session_id)
     wait_for(lambda: not Server(mesh, "a").load().demand_kw, 2, "the stopped car's power is free")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.usefixtures("untouched")
+async def test_bytes_that_are_no_message_end_a_stream_of_batches(mesh: Mesh, server: str) -> None:
+    async with mesh.aio_channel(server) as channel, asyncio.timeout(TIMEOUT_S):
+        call: Any = channel.stream_stream("/gridmesh.v1.ChargingService/StreamCharges")()
+        await call.write(b"\xff\xff\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError, match="request: is no StreamChargesRequest") as ended:
+            await call.read()
+    assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
