@@ -104,17 +104,27 @@ class AdmissionIndex:
         Not `whole`: entries of it could not be read, so what it does not show may exist all the same.
         """
         known = self._at(substation_id)
+        unshown = self.unshown(substation_id, epoch, sequence) if whole else []
         chunks, known.chunks = known.chunks, {}
         if known.position is not None and known.position > (epoch, sequence):
             return []
         known.position = (epoch, sequence)
-        for entry in list(known.entries.values()):
-            # An own reply may be ahead of the stream.
-            if whole and entry.key not in chunks and (entry.epoch, entry.sequence) <= (epoch, sequence):
-                self._remove(entry)
+        for entry in unshown:
+            self._remove(entry)
         for entry in chunks.values():
             self._put(entry, known)
         return list(chunks)
+
+    def unshown(self, substation_id: str, epoch: int, sequence: int) -> list[Entry]:
+        """What was known and is not in the snapshot under way, were it complete up to there.
+
+        What is live of it its ledger has lost: only what ended 24 h ago is forgotten.
+        """
+        known, position = self._at(substation_id), (epoch, sequence)
+        if known.position is not None and known.position > position:
+            return []
+        # An own reply may be ahead of the stream.
+        return [e for e in known.entries.values() if e.key not in known.chunks and (e.epoch, e.sequence) <= position]
 
     def change(self, substation_id: str, epoch: int, sequence: int, entries: Iterable[Entry]) -> list[Entry]:
         """News after the snapshot. Returns the entries that tell something new."""

@@ -267,11 +267,26 @@ class Subscription:
                 self._desk.snapshot(substation_id, entries)
             case reports_pb2.ADMISSION_PHASE_SNAPSHOT_END:
                 whole = self._whole
+                if whole:
+                    self._look_for_lost(substation_id, epoch, sequence)
                 self._on_settled(*self._desk.snapshot_end(address, substation_id, epoch, sequence, now, whole=whole))
                 self._on_change()
             case reports_pb2.ADMISSION_PHASE_CHANGES:
                 self._on_settled(*self._desk.changes(address, substation_id, epoch, sequence, entries, now))
                 self._on_change()
+
+    def _look_for_lost(self, substation_id: str, epoch: int, sequence: int) -> None:
+        """A substation that starts on an older ledger cannot know that it does."""
+        unshown = self._desk.index.unshown(substation_id, epoch, sequence)
+        if lost := [entry.session_id for entry in unshown if entry.live]:
+            log.error(
+                "substation lacks sessions that it had",
+                substation=substation_id,
+                address=self._peer.address,
+                count=len(lost),
+                session_id=lost[0],
+                why="its ledger has lost them, or is an older one",
+            )
 
     def _entries(self, substation_id: str, response: reports_pb2.StreamAdmissionsResponse) -> list[Entry]:
         """Those that can be read. Moved where one is of another substation."""

@@ -129,6 +129,18 @@ def test_a_snapshot_with_entries_that_could_not_be_read_forgets_nothing() -> Non
     assert index.holds("a", key(2))
 
 
+def test_what_a_snapshot_should_show_and_does_not_is_told_before_its_end() -> None:
+    index = index_of("a", "b")
+    index.change("a", NOW, 3, [entry(n, sequence=n) for n in (1, 2, 3)])
+    index.change("b", NOW, 1, [entry(4, "b", sequence=1)])
+    index.replied(entry(5, epoch=NOW + 1, sequence=9, noted=True))
+    index.snapshot("a", [entry(2, epoch=NOW + 1, sequence=2)])
+    assert [each.key for each in index.unshown("a", NOW + 1, 8)] == [key(1), key(3)]
+    assert index.unshown("a", NOW - 1, 99) == []
+    index.snapshot_end("a", NOW + 1, 8)
+    assert index.unshown("a", NOW + 1, 8) == [entry(2, epoch=NOW + 1, sequence=2)], "the next has to show it again"
+
+
 def test_of_two_live_sessions_the_one_with_the_highest_attempt_survives() -> None:
     index = index_of("a", "b")
     index.change("a", NOW, 1, [entry(1, "a", attempt_id=attempt_id(20))])

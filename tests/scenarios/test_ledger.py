@@ -100,6 +100,26 @@ def test_a_damaged_ledger_is_never_silently_replaced_and_a_copy_made_online_take
     assert Server(mesh, "a").load().accepting
 
 
+def test_a_balancer_tells_of_a_ledger_that_is_older_than_what_was_told_from_it(
+    start_mesh: StartMesh, tmp_path: Path
+) -> None:
+    mesh = start_mesh("a", "balancer", rated_kw=(100.0,))
+    balancer, ledger = Server(mesh, "balancer"), mesh.data("a") / "ledger.db"
+    kept = balancer.charge().session.session_id
+    copy(ledger, tmp_path / "copy.db")
+    lost = balancer.charge().session.session_id
+    mesh.kill9("a")
+    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+        (mesh.data("a") / name).unlink(missing_ok=True)
+    copy(tmp_path / "copy.db", ledger)
+    mesh.start("a")
+    wait_for(lambda: "substation lacks sessions that it had" in mesh.log("balancer"), 10, "the balancer says so")
+    (line,) = [line for line in mesh.log("balancer").splitlines() if "lacks sessions" in line]
+    assert "count=1" in line
+    assert lost in line
+    assert kept not in line
+
+
 def test_without_a_copy_it_starts_drained_when_told_which_ledger_to_do_without(start_mesh: StartMesh) -> None:
     aside = "ledger.damaged-20200101T000000.000000Z.db"
     mesh = start_mesh("a", rated_kw=(100.0,), settings={"a": {"START_WITHOUT": aside}})
