@@ -236,7 +236,9 @@ class _Protocol(HttpToolsProtocol):
 
     def _read_url(self) -> None:
         url = httptools.parse_url(self.url)
-        self._target = unquote(url.path.decode("ascii")), url.query or b""
+        # A slash said as %2F is one within a name. None here has one, so it stays as it is, and names nothing.
+        path = url.path.replace(b"%2F", b"%252F").replace(b"%2f", b"%252f")
+        self._target = unquote(path.decode("ascii")), url.query or b""
         self._last_url = self.url
 
     # As uvicorn's, which look for an upgrade first, and wake also where nobody waits.

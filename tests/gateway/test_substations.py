@@ -76,6 +76,12 @@ async def test_a_substation_is_drained_and_undrained(gateway: Gateway) -> None:
     assert [asked.substation_id for asked in gateway.fake.calls] == ["north", "north"]
 
 
+@pytest.mark.parametrize("slash", ["%2F", "%2f"])
+async def test_a_name_with_a_slash_in_it_leads_to_no_other_operation(gateway: Gateway, slash: str) -> None:
+    a_problem(await gateway.http.post(f"/v1/substations/north{slash}drain"), 404, "PATH_NOT_FOUND")
+    assert gateway.fake.calls == []
+
+
 @pytest.mark.parametrize(
     ("method", "path", "name"),
     [
