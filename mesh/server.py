@@ -38,8 +38,9 @@ _OPTIONS = (
 
 def _check_free(host: str, port: int) -> None:
     """Binds and lets go: grpc would say what is wrong in lines of its own, which name files of its own."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=family):
             pass
     except OSError as error:
         raise StartupError(f"cannot listen on {host}:{port}: {_why(error)}") from None
@@ -112,7 +113,7 @@ async def start_server(
     health_pb2_grpc.add_HealthServicer_to_server(servicer, wrapping)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), wrapping)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except RuntimeError:
         raise StartupError(f"cannot listen on {host}:{port}: taken in the meantime") from None
     await server.start()
