@@ -99,7 +99,8 @@ def _sound(listed: Json, report: Json) -> str:
     cut = f" by {report['limit_source']}" if "limit_source" in report else ""
     load = f"{report.get('committed_kw', 0):.1f} of {report.get('limit_power_kw', 0):g} kW{cut}"
     cars, free = report.get("active_sessions", 0), report.get("free_charge_points", 0)
-    return f"{load}, {cars} {'car' if cars == 1 else 'cars'}, {free} plugs free, heard {span(age_s(listed) or 0.0)} ago"
+    inside = f"{cars} {'car' if cars == 1 else 'cars'}, {free} {'plug' if free == 1 else 'plugs'} free"
+    return f"{load}, {inside}, heard {span(age_s(listed) or 0.0)} ago"
 
 
 _WORDS = {

@@ -101,10 +101,11 @@ function show(substation) {
   drain.textContent = drains(report) ? "Undrain…" : "Drain…";
   drain.setAttribute("aria-label", drains(report) ? `Undrain ${id}` : `Drain ${id}`);
   const heardOf = silent(substation) ? " when last heard" : "";
-  element.querySelector(".more").textContent = report.active_sessions === undefined ? "" : `${cars(report.active_sessions)}, ${report.free_charge_points} plugs free${heardOf}`;
+  element.querySelector(".more").textContent = report.active_sessions === undefined ? "" : `${cars(report.active_sessions)}, ${plugs(report.free_charge_points)} free${heardOf}`;
 }
 
 const cars = (count) => `${count} ${count === 1 ? "car" : "cars"}`;
+const plugs = (count) => `${count} ${count === 1 ? "plug" : "plugs"}`;
 const drains = (report) => report.not_accepting_reason === "DRAINING";
 
 function note(report) {
