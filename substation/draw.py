@@ -19,7 +19,12 @@ _SUSPENDED_EV = SessionState.SUSPENDED_EV
 
 def disobeys(session: Session, power_w: int) -> bool:
     """Draws clearly more than that power; 5 % and 100 W are a meter's tolerance."""
-    return session.measured_w > power_w * 105 // 100 + 100
+    return session.measured_w > tolerated_w(power_w)
+
+
+def tolerated_w(power_w: int) -> int:
+    """The most that a car with that grant may be seen to draw."""
+    return power_w * 105 // 100 + 100
 
 
 def time_obedience(session: Session, now: int) -> None:
@@ -59,6 +64,11 @@ def note_overdraw(session: Session) -> None:
         return
     if session.held_w <= session.granted_w and session.obey_by_ms is None:
         session.overdraw_w = max(0, over_w)
+
+
+def seen_overdraw_w(session: Session) -> int:
+    """What of that is committed for it already, as it draws it now."""
+    return min(session.overdraw_w, session.committed_w - max(session.granted_w, session.held_w))
 
 
 def time_undrawn(session: Session, now: int) -> None:

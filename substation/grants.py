@@ -139,8 +139,12 @@ def lower(active: Sequence[Session], targets: dict[str, int], now: int) -> list[
     return lowered
 
 
-def raise_(active: Sequence[Session], targets: dict[str, int], free_w: int) -> list[Session]:
-    """Raises grants towards their shares as far as `free_w` that nobody holds goes; the smallest first."""
+def raise_(active: Sequence[Session], targets: dict[str, int], free_w: int, seen_w: int = 0) -> list[Session]:
+    """Raises grants towards their shares as far as `free_w` that nobody holds goes; the smallest first.
+
+    `seen_w`: what cars draw above their grants, for which as much is left free once more. That is a margin, but a car
+    that would have nothing as long as they do so gets its floor of it.
+    """
     rising = [session for session in active if targets[session.session_id] > session.granted_w]
     raised = []
     for session in sorted(rising, key=lambda s: (s.granted_w, s.last_on_ms, s.session_id)):
@@ -148,7 +152,10 @@ def raise_(active: Sequence[Session], targets: dict[str, int], free_w: int) -> l
         # What it still holds of an earlier grant is committed anyway.
         committed_w = session.committed_w
         power = min(target, committed_w + free_w)
-        if power < session.charge.floor_w or (power < target and power - session.granted_w < LEAST_RAISE_W):
+        floor_w = session.charge.floor_w
+        if session.granted_w == 0 and power < floor_w and draw.tolerated_w(floor_w) <= committed_w + free_w + seen_w:
+            power = min(target, floor_w)
+        if power < floor_w or (power < target and power - session.granted_w < LEAST_RAISE_W):
             continue
         free_w -= max(0, power - committed_w)
         if session.granted_w == 0:

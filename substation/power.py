@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from substation import grants
+from substation import draw, grants
 from substation.draw import OBEY_MS
 from substation.grants import Budget, Ramp, Review, Turns
 from substation.limits import Limits
@@ -94,7 +94,9 @@ class Power:
         lowered = grants.lower(active, targets, now)
         for session in lowered:
             live.touch(session)
-        raised = grants.raise_(active, targets, self.budget.cap_w - live.sums().committed_w)
+        sums = live.sums()
+        seen_w = sum(map(draw.seen_overdraw_w, live)) if sums.overdraw_w else 0
+        raised = grants.raise_(active, targets, self.budget.cap_w - sums.committed_w, seen_w)
         for session in active:
             grants.explain(session, targets[session.session_id], self.budget)
         return lowered + raised

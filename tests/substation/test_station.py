@@ -450,6 +450,21 @@ def test_a_little_more_than_granted_is_left_free_by_the_others() -> None:
     assert 95_000 < rig.committed_w() <= 100_000
 
 
+def test_no_car_is_left_without_power_for_what_others_draw_above_their_grants() -> None:
+    """With 2 % each, what 19 of them draw and the same again is more than is free beside the floor of the last one."""
+    rig = Rig()
+    sessions = []
+    for n in range(20):
+        session = rig.charge(a_charge(str(n), energy_j=10**10))
+        rig.cars._cars[session.session_id].efficiency = 1.02
+        sessions.append(session)
+        rig.run(1)
+    rig.run(60)
+    assert min(session.measured_w for session in sessions) >= 4_140
+    assert rig.committed_w() <= 100_000
+    assert rig.station.load().over_limit_ms == 0
+
+
 def test_a_process_that_stood_still_counts_no_energy_beyond_the_leases() -> None:
     rig = Rig()
     session = rig.charge(a_charge())
