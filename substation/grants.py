@@ -26,11 +26,12 @@ _NOBODYS = LimitSource.UNSPECIFIED
 
 
 class Budget(Struct, frozen=True):
-    """What may be granted now: `cap_w` is the limit, or less while it is ramped up."""
+    """What may be granted now: `cap_w` is the limit, or less while it is ramped up, or where cars draw above grants."""
 
     limit_w: int
     source: LimitSource
     cap_w: int
+    ramped: bool
 
 
 class Ramp:
@@ -179,6 +180,6 @@ def _reason(session: Session, target_w: int, budget: Budget) -> LimitReason:
         return LimitReason.UNDRAWN
     if budget.source:
         return _LIMIT_CUT
-    if target_w > session.granted_w or budget.cap_w < budget.limit_w:
+    if target_w > session.granted_w or budget.ramped:
         return LimitReason.RAMP
     return LimitReason.SHARED if target_w else LimitReason.WAITING_TURN

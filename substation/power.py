@@ -129,7 +129,8 @@ class Power:
     def _budget_at(self, now: int, overdraw_w: int = 0) -> Budget:
         """What cars draw above confirmed grants is left free for them."""
         limit_w, source = self.limits.in_force(now)
-        return Budget(limit_w, source, max(0, self._ramp.cap_w(limit_w, now) - overdraw_w))
+        cap_w = self._ramp.cap_w(limit_w, now)
+        return Budget(limit_w, source, max(0, cap_w - overdraw_w), ramped=cap_w < limit_w)
 
     def _note_cut(self, committed_w: int, before_w: int, now: int) -> None:
         """A cut below what is committed gives the cars their time to obey."""

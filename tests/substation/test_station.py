@@ -465,6 +465,16 @@ def test_no_car_is_left_without_power_for_what_others_draw_above_their_grants() 
     assert rig.station.load().over_limit_ms == 0
 
 
+def test_what_is_left_free_for_a_meters_tolerance_is_no_ramp() -> None:
+    rig = Rig(a_config(rated_w=20_000))
+    rig.charge(a_charge("small", max_w=5_000, energy_j=10**10))
+    session = rig.charge(a_charge("large", max_w=22_000, energy_j=10**10))
+    rig.cars._cars[session.session_id].efficiency = 1.004
+    rig.run(300)
+    assert session.measured_w > session.granted_w > 14_900
+    assert session.limit_reason is LimitReason.SHARED
+
+
 def test_a_process_that_stood_still_counts_no_energy_beyond_the_leases() -> None:
     rig = Rig()
     session = rig.charge(a_charge())
