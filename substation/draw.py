@@ -14,7 +14,7 @@ _REACHES_PERCENT = 95
 _UNDRAWN_S = 60
 _ROOM_W = 700
 # Asked of at each reading. Python 3.11 looks a member of an Enum up by a call, each time.
-_SUSPENDED_EV = SessionState.SUSPENDED_EV
+_CHARGING, _SUSPENDED_EV = SessionState.CHARGING, SessionState.SUSPENDED_EV
 
 
 def disobeys(session: Session, power_w: int) -> bool:
@@ -72,10 +72,10 @@ def seen_overdraw_w(session: Session) -> int:
 
 
 def time_undrawn(session: Session, now: int) -> None:
-    """Starts the clock of a car that leaves power that could be taken back, and stops it when it does not."""
+    """Starts the clock of a car that leaves power that could be taken back, or draws none, and stops it when not."""
     if session.measured_w * 100 >= session.granted_w * _UNDRAWN_PERCENT:
         session.undrawn_since_ms = None
-    elif session.undrawn_since_ms is None and session.granted_w > _kept_w(session):
+    elif session.undrawn_since_ms is None and (session.granted_w > _kept_w(session) or _pauses(session)):
         session.undrawn_since_ms = now
 
 
@@ -89,9 +89,13 @@ def take_back(session: Session) -> None:
     """Leaves the car what it draws and some room to show that it wants more."""
     session.undrawn_since_ms = None
     session.draws_at_most_w = _kept_w(session)
-    if session.measured_w == 0 and session.state is SessionState.CHARGING:
+    if _pauses(session):
         session.move(Trigger.IDLE)
 
 
 def _kept_w(session: Session) -> int:
     return max(session.charge.floor_w, session.measured_w * 11 // 10 + _ROOM_W)
+
+
+def _pauses(session: Session) -> bool:
+    return session.measured_w == 0 and session.state is _CHARGING

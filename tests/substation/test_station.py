@@ -387,6 +387,19 @@ def test_a_car_that_draws_nothing_of_its_grant_is_suspended_by_itself_until_it_d
     assert (session.state, session.granted_w) == (SessionState.CHARGING, 11_000)
 
 
+@pytest.mark.parametrize("max_w", [600, 4_140])
+def test_a_car_that_draws_nothing_is_suspended_by_itself_also_where_nothing_can_be_taken_back(max_w: int) -> None:
+    rig = Rig()
+    session = rig.charge(a_charge(max_w=max_w, floor_w=max_w))
+    rig.cars.open(session.session_id)
+    rig.run(59)
+    assert session.state is SessionState.CHARGING
+    rig.run(2)
+    assert (session.state, session.granted_w) == (SessionState.SUSPENDED_EV, max_w)
+    rig.do(rig.station.heard([Reading(session.session_id, max_w, 0)], rig.now))
+    assert (session.state, session.granted_w) == (SessionState.CHARGING, max_w)
+
+
 def test_a_disobedient_car_is_disconnected() -> None:
     rig = Rig()
     session = rig.charge(a_charge(energy_j=10**9))
