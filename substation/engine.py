@@ -247,7 +247,9 @@ class Engine:
     # --- what is shown ---------------------------------------------------------------------------------
 
     def limits(self) -> list[Limit]:
-        return self._station.limits()
+        """Those that are set, without any that ended while nobody was there to forget it."""
+        now = self._clock.now_ms()
+        return [limit for limit in self._station.limits() if not limit.over(now)]
 
     @property
     def load(self) -> Load:

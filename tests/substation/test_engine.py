@@ -354,6 +354,17 @@ async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path)
         assert await engine.resolve(a_charge("unknown").key, attempt) == attempt
 
 
+async def test_a_limit_that_ended_while_the_substation_was_down_is_not_shown(tmp_path: Path) -> None:
+    lasting, ending = Limit(LimitSource.SO, 5_000, 0), Limit(LimitSource.EMS, 4_000, 0, SystemClock().now_ms() + 1_000)
+    async with an_engine(tmp_path, Plant()) as engine:
+        await engine.set_limit(lasting)
+        await engine.set_limit(ending)
+        assert engine.limits() == [ending, lasting]
+    await asyncio.sleep(1)
+    async with an_engine(tmp_path, Plant()) as engine:
+        assert engine.limits() == [lasting]
+
+
 async def test_a_start_forgets_what_is_old_without_waiting_for_an_hour(tmp_path: Path) -> None:
     async with an_engine(tmp_path, Plant()) as engine:
         old, _ = await charge(engine, a_charge())
