@@ -56,6 +56,10 @@ class Ramp:
             self._since_ms = None
         return min(cap, limit_w)
 
+    def reached_w(self, limit_w: int, now: int) -> int:
+        """Where the next one begins at least, or a limit that rises every second would never let any end."""
+        return 0 if self._since_ms is None else self.cap_w(limit_w, now)
+
     def next_step(self, now: int) -> int | None:
         """When it is worth sharing again; None when nothing is held back."""
         return None if self._since_ms is None else now + max(50, 1000 // self._scale)

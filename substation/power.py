@@ -61,7 +61,7 @@ class Power:
         sums = live.sums()
         committed, before_w = sums.committed_w, self.budget.limit_w
         if self.limits.in_force(now)[0] > before_w:
-            self._ramp.begin(min(committed, before_w), now)
+            self._ramp.begin(max(min(committed, before_w), self._ramp.reached_w(before_w, now)), now)
         self.budget = self._budget_at(now, sums.overdraw_w)
         self._note_cut(committed, before_w, now)
         enough = sums.wanted_w <= self.budget.cap_w

@@ -306,6 +306,20 @@ def test_power_is_lowered_first_and_handed_on_only_once_it_is_free() -> None:
     assert first.limit_reason is LimitReason.SHARED
 
 
+def test_a_limit_that_is_set_anew_every_second_is_reached_all_the_same() -> None:
+    """An energy management that follows a meter: each small rise began the ramp again, from what was drawn then."""
+    rig = Rig()
+    for n in range(8):
+        rig.charge(a_charge(str(n), energy_j=10**10))
+    rig.set_limit(Limit(EMS, 10_000, rig.now))
+    rig.run(60)
+    for n in range(90):
+        rig.set_limit(Limit(EMS, 60_000 + n % 2 * 300, rig.now))
+        rig.run(1)
+        assert rig.committed_w() <= 10_000 + (n + 1) * 60_300 // 60
+    assert rig.station.load().granted_w > 59_000
+
+
 def test_a_cut_lowers_grants_at_once_and_says_whose_it_is() -> None:
     rig = Rig()
     sessions = [rig.charge(a_charge(str(n))) for n in range(20)]
