@@ -4,6 +4,7 @@ A `.pth` file does what an editable install would, without a build step: `python
 works from any folder, and protoc's output is importable as `gridmesh.v1`. The script is what an entry point would be.
 """
 
+import os
 import shlex
 import sys
 import sysconfig
@@ -13,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(sysconfig.get_path("purelib"))
 SCRIPT = Path(sysconfig.get_path("scripts"), "gridmesh")
 
-(SITE / "gridmesh.pth").write_text(f"{ROOT}\n{ROOT / 'generated'}\n")
+# Relative, as Python reads it in the encoding of the locale: with LC_ALL=C it did not start in a folder like `Müller`.
+ABOVE = os.path.relpath(ROOT, SITE)
+
+(SITE / "gridmesh.pth").write_text(f"{ABOVE}\n{ABOVE}/generated\n")
 SCRIPT.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m deploy.command_line "$@"\n')
 SCRIPT.chmod(0o755)
