@@ -6,6 +6,7 @@ A settings class is a frozen dataclass whose fields are made by `setting(default
 
 import argparse
 import dataclasses
+import ipaddress
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +40,18 @@ def one_of(*values: str) -> Check:
 def address(value: str) -> str | None:
     """A check for host:port. A page's URL would be taken for a name that never resolves."""
     host, _, port = value.rpartition(":")
+    if _is_ipv6(host) or _is_ipv6(value):  # where one ends and the other begins cannot be told
+        return "must be host:port, an address of IPv6 in brackets: [::1]:50051"
     host = "" if host.startswith(("http:", "https:")) else host
     return None if host and port.isdigit() and 0 < int(port) < 65536 else "must be host:port"
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,9 @@ def test_each_type_is_read() -> None:
     assert read(EXAMPLE_MOST="", EXAMPLE_ON="no") == Example()
 
 
+IN_BRACKETS = "host:port, an address of IPv6 in brackets: [::1]:50051"
+
+
 @pytest.mark.parametrize(
     ("argv", "environ", "message"),
     [
@@ -43,6 +46,8 @@ def test_each_type_is_read() -> None:
         ([], {"EXAMPLE_NAME": "y"}, "EXAMPLE_NAME='y' must be one of , x"),
         ([], {"EXAMPLE_PEERS": "a:1,b"}, "EXAMPLE_PEERS='a:1,b' must be host:port"),
         ([], {"EXAMPLE_PEERS": "http://a:1"}, "EXAMPLE_PEERS='http://a:1' must be host:port"),
+        ([], {"EXAMPLE_PEERS": "::1:50051"}, f"EXAMPLE_PEERS='::1:50051' must be {IN_BRACKETS}"),
+        ([], {"EXAMPLE_PEERS": "[::1]:1,::1"}, f"EXAMPLE_PEERS='[::1]:1,::1' must be {IN_BRACKETS}"),
         ([], {"EXAMPLE_LOG_LEVEL": "loud"}, "EXAMPLE_LOG_LEVEL='loud' must be one of debug, info, warning, error"),
         (["--wat"], {}, "unknown argument --wat"),
         (["--port"], {}, "argument --port: expected one argument"),
