@@ -54,7 +54,7 @@ async def serve(settings: GatewaySettings, stopping: asyncio.Event) -> None:
     port = listener.getsockname()[1]
     log.info("listening", host=settings.host, port=port, metrics_port=page.port, balancers=list(settings.balancers))
     try:
-        await server.serve(app.build(table, metrics, cors), listener, stopping, settings.grace_s)
+        await server.serve(app.build(table, metrics, cors), listener, stopping, settings.grace_s, clock)
     finally:
         await balancers.close()
         page.close()

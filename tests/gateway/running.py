@@ -292,7 +292,7 @@ async def gateway_before(
     api = Api(balancers, clock, Random(7), stopping, heartbeat_s, admission, streams, large, dropped, live, waiting)
     application = app.build(operations(api, "0.1.0"), metrics, cors)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    serving = asyncio.create_task(server.serve(application, listener, stopping, grace_s=1.0))
+    serving = asyncio.create_task(server.serve(application, listener, stopping, 1.0, clock))
     try:
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
             yield Gateway(http, fake, registry, stopping, serving, balancers)

@@ -11,6 +11,7 @@ import pytest
 from gateway import server
 from gateway.asgi import ASGIApp, Receive, Scope, Send
 from gridmesh.v1 import charging_pb2
+from mesh.clock import SystemClock
 from tests.gateway.running import CAR, SESSION_ID, Context, Gateway, Message, a_session
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -132,11 +133,30 @@ async def test_where_a_reply_breaks_off_the_connection_ends_and_no_stop_waits_fo
     app: ASGIApp, status: bytes
 ) -> None:
     listener, stopping = server.bind("127.0.0.1", 0), asyncio.Event()
-    serving = asyncio.create_task(server.serve(app, listener, stopping, grace_s=60.0))
+    serving = asyncio.create_task(server.serve(app, listener, stopping, 60.0, SystemClock()))
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(HEALTH)
         assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
+        writer.close()
+        stopping.set()
+        await serving
+
+
+class _Noon:
+    """A clock that its machine's has left behind."""
+
+    def now_ms(self) -> int:
+        return 1_764_590_400_000
+
+
+async def test_a_reply_says_the_time_that_attempts_are_named_by() -> None:
+    listener, stopping = server.bind("127.0.0.1", 0), asyncio.Event()
+    serving = asyncio.create_task(server.serve(_half, listener, stopping, 60.0, _Noon()))
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(HEALTH)
+        assert b"\r\ndate: Mon, 01 Dec 2025 12:00:00 GMT\r\n" in await reader.read()
         writer.close()
         stopping.set()
         await serving
