@@ -67,13 +67,16 @@ class Child:
         self._ran = False
         self._stopping = asyncio.Event()
 
-    async def keep(self) -> None:
-        """Returns when it was stopped. CannotStart when it makes no sense to start it again."""
+    async def keep(self, ending: asyncio.Event) -> None:
+        """Returns when it was stopped, or ended once `ending` is set: a service manager may tell each process.
+
+        CannotStart when it makes no sense to start it again.
+        """
         delay = self._pace.first
         while not self._stopping.is_set():
             started = seconds()
             code = await self._run()
-            if self._stopping.is_set():
+            if self._stopping.is_set() or ending.is_set():
                 return
             if code == EXIT_STARTUP and not self._ran:
                 raise CannotStart(f"{self.name} cannot start: {self._last_line}")
@@ -129,7 +132,7 @@ async def supervise(
     CannotStart, after everything has stopped, when a child was told something wrong.
     """
     staged = [[Child(command, say, pace or Pace()) for command in stage] for stage in stages]
-    kept = [asyncio.create_task(child.keep()) for stage in staged for child in stage]
+    kept = [asyncio.create_task(child.keep(stopping)) for stage in staged for child in stage]
     stop = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait([stop, *kept], return_when=asyncio.FIRST_COMPLETED)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,6 +59,19 @@ async def test_the_last_stage_stops_first() -> None:
             await eventually(has(said, name, "up"), 10)
     assert said[-3:][0] == ("c", "bye")
     assert {("a", "bye"), ("b", "bye")} == set(said[-2:])
+
+
+async def test_who_is_told_to_stop_with_all_others_is_not_started_again() -> None:
+    said, slow = Said(), BLOCKED.replace("print('bye')", "import time; time.sleep(0.5); print('bye')")
+    async with supervised(
+        said, [child("a", f"import os; print(os.getpid(), flush=True); {BLOCKED}")], [child("b", slow)]
+    ) as stopping:
+        for name in "ab":
+            await eventually(has(said, name, "up"), 10)
+        stopping.set()
+        os.kill(int(said.by("a")[0]), signal.SIGTERM)
+    assert said.by("a").count("up") == 1
+    assert not said.by("")
 
 
 async def test_a_child_that_dies_is_started_again_later_and_later() -> None:
