@@ -168,11 +168,13 @@ def welcome(mesh: Plan, settings: MeshSettings) -> Iterator[str]:
     for label, words in zip(("time scale", ""), scale_in_words(settings.time_scale).splitlines(), strict=False):
         yield f"  {label:<21}{words}"
     yield ""
-    yield "Charge a car (in another terminal), or send 30 with `make rush-hour`:"
+    moved = settings.gateway_port != MeshSettings.gateway_port
+    asked = f"GRIDMESH_URL={mesh.url} " if moved else ""
+    yield f"Charge a car (in another terminal), or send 30 with `{asked}make rush-hour`:"
     yield ""
     yield f"  curl -sS -X POST {mesh.url}/v1/charges -H 'content-type: application/json' \\"
     yield """    -d '{"vehicle_id":"EV-001","energy_kwh":20,"max_power_kw":11}'"""
-    elsewhere = "" if settings.gateway_port == MeshSettings.gateway_port else f" --url {mesh.url}"
+    elsewhere = f" --url {mesh.url}" if moved else ""
     yield f"  .venv/bin/gridmesh charge EV-002 --energy 20 --watch{elsewhere}"
     yield ""
     yield "Ctrl-C stops."

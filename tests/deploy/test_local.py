@@ -131,5 +131,6 @@ def test_the_welcome_says_where_everything_is_and_what_to_type() -> None:
         str(ROOT / "data"),
         "curl -sS -X POST http://localhost:8081/v1/charges",
         "gridmesh charge EV-002 --energy 20 --watch --url http://localhost:8081",
+        "`GRIDMESH_URL=http://localhost:8081 make rush-hour`",
     ):
         assert expected in text
