@@ -52,7 +52,10 @@ def _why(error: OSError) -> str:
 
 
 class _Health(health.aio.HealthServicer):
-    """Ends the streams of those that watch it, which else would be waited for as long as a stop may take."""
+    """Ends the streams of those that watch it, which else would be waited for as long as a stop may take.
+
+    The package announces a List that it has not: called, it would be a defect of ours, with a stack trace in the log.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +69,9 @@ class _Health(health.aio.HealthServicer):
         finally:
             watching.cancel()
             over.cancel()
+
+    async def List(self, request: Any, context: Any) -> None:  # noqa: N802, ANN401 - as the package has it
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask Check for one service; reflection lists them")
 
 
 class Server:

@@ -38,3 +38,13 @@ async def test_an_address_of_ipv6_is_served_or_where_a_machine_has_none_refused_
         answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
     await server.stop(0)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_the_list_of_health_is_not_served_and_that_is_no_defect() -> None:
+    server = await started("127.0.0.1")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call: Any = channel.unary_unary("/grpc.health.v1.Health/List")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"", timeout=5)
+    await server.stop(0)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
