@@ -21,6 +21,7 @@ STATES = ("EV_CONNECTED", "CHARGING", "SUSPENDED_EV", "SUSPENDED_EVSE", "ENDED")
 STOP_REASONS = ("REMOTE", "LOCAL", "EV_DISCONNECTED", "EMERGENCY_STOP", "OTHER")
 # The gateway says what is out of range; here only what is no number.
 _AMOUNT = Number()
+_MISSING = "unreachable_substation_ids"
 
 
 # --- charge ----------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ async def sessions(
     listed = await _page(asked, query)
     while every and "next_page_token" in listed:
         following = await _page(asked, {**query, "page_token": listed["next_page_token"]})
-        listed = {**following, "sessions": [*listed["sessions"], *following["sessions"]]}
+        listed = _joined(listed, following)
     if asked.json:
         asked.show(listed)
     else:
@@ -169,13 +170,21 @@ async def _page(asked: Asked, query: dict[str, Any]) -> Json:
     return await asked.gateway.call("GET", "/v1/charges", query=query)
 
 
+def _joined(listed: Json, following: Json) -> Json:
+    """Who is missing is said by the page where it would be: by one of them, and that is seldom the last."""
+    both = {**following, "sessions": [*listed["sessions"], *following["sessions"]]}
+    if missing := {*listed.get(_MISSING, ()), *following.get(_MISSING, ())}:
+        both[_MISSING] = sorted(missing)
+    return both
+
+
 def _show_sessions(listed: Json) -> None:
     out = console()
     if listed["sessions"]:
         out.print(tables.sessions(listed["sessions"], out.width, utc_now()))
     else:
         print("no sessions")
-    if missing := listed.get("unreachable_substation_ids"):
+    if missing := listed.get(_MISSING):
         say(f"those at {', '.join(missing)} are missing: not reachable")
     if token := listed.get("next_page_token"):
         say(f"there are more: --page {token}, or --all")

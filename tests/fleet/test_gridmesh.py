@@ -121,6 +121,19 @@ def test_sessions_are_listed_by_page_and_filter(gridmesh: Gridmesh) -> None:
     assert "next_page_token" not in every
 
 
+def test_all_pages_together_say_whose_sessions_are_missing(mesh: Mesh, gridmesh: Gridmesh) -> None:
+    ids = [charged(gridmesh, "EV-7", "--energy", "90", "--power", "4", "--at", "c")["session_id"] for _ in range(2)]
+    mesh.signal("a", signal.SIGSTOP)
+    try:
+        wait_for(lambda: "a" not in mesh.fresh(), BOUND_S, "its report is old")
+        every = gridmesh("sessions", "--vehicle", "EV-7", "--page-size", "1", "--all", "--json").json
+    finally:
+        mesh.signal("a", signal.SIGCONT)
+        wait_for(lambda: mesh.fresh() == {"a", "b", "c"}, BOUND_S, "all report again")
+    assert [session["session_id"] for session in every["sessions"]] == ids
+    assert every["unreachable_substation_ids"] == ["a"]
+
+
 def test_a_session_is_stopped_and_stays_so(gridmesh: Gridmesh) -> None:
     session_id = charged(gridmesh, "EV-5", "--energy", "90", "--power", "4")["session_id"]
     stopped = gridmesh("stop", session_id)
