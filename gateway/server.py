@@ -229,7 +229,7 @@ class _Protocol(HttpToolsProtocol):
         if keep_alive and self._says_whether_to_keep:  # without, one of 1.0 is not kept anyway
             keep_alive = self.parser.get_http_version() != "1.0"
         before, self.cycle = self.cycle, _Cycle(self, scope, keep_alive=keep_alive)
-        if self.parser.get_http_version() == "1.0":
+        if not keep_alive and self.parser.get_http_version() == "1.0":
             self.cycle.chunked_encoding = False  # it knows no chunks: the body goes on to the end of the connection
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)

@@ -27,6 +27,8 @@ def listed(state: str = "FRESH", ejected: bool = False, **report: object) -> dic
 def test_a_sound_substation_is_one_line() -> None:
     words = "11.0 of 100 kW, 1 car, 9 plugs free, heard 4.2 s ago"
     assert doctor.substation(listed(), None) == [Finding(Level.OK, "a", words)]
+    [last] = doctor.substation(listed(active_sessions=9, free_charge_points=1), None)
+    assert ", 9 cars, 1 plug free, " in last.words
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,13 @@ async def test_a_client_that_does_not_read_its_reply_is_given_up(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, requests: int, header: bytes
 ) -> None:
     monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.2)
+    given_up, lost = asyncio.Event(), server._Protocol.connection_lost
+
+    def connection_lost(self: server._Protocol, exc: Exception | None) -> None:
+        lost(self, exc)
+        given_up.set()
+
+    monkeypatch.setattr(server._Protocol, "connection_lost", connection_lost)
     many = [a_session(evse_id="x" * 3_900)] * 1_000  # more than the kernel holds
 
     async def lists(request: Message, context: Context) -> Message:
@@ -236,7 +243,8 @@ async def test_a_client_that_does_not_read_its_reply_is_given_up(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", gateway.port))
         client.sendall(HEALTH.replace(b"/healthz", b"/v1/charges").replace(b"host: x", header) * requests)
-        await asyncio.sleep(1.5)
+        async with asyncio.timeout(10):
+            await given_up.wait()  # the client itself hears of it when it reads on
         client.settimeout(1)
         said = 0
         with contextlib.suppress(ConnectionResetError):

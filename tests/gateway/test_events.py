@@ -21,6 +21,7 @@ from tests.gateway.running import (
     Message,
     a_session,
     aborts,
+    eventually,
     fails,
     gateway_before,
     hangs,
@@ -178,7 +179,11 @@ async def test_a_client_that_leaves_with_a_request_behind_its_stream_ends_it_wit
     await reader.readuntil(b"event: session")
     writer.close()
     await asyncio.wait_for(gateway.fake.left.wait(), 5)
-    await asyncio.sleep(0.1)
+
+    async def over() -> bool:
+        return not any(task.get_name() == "request" for task in asyncio.all_tasks())
+
+    await eventually(over)
     assert "error" not in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mesh.charge import Charge
-from mesh.clock import SystemClock
+from mesh.clock import Clock, SystemClock
 from mesh.errors import Unavailable
 from mesh.model import ErrorReason, LimitSource, NotAccepting, SessionState, StopReason
 from mesh.outlook import NOTHING
@@ -61,8 +61,10 @@ class Plant:
 
 
 @asynccontextmanager
-async def an_engine(folder: Path, plant: Plant, rated_w: int = 22_000) -> AsyncIterator[Engine]:
-    clock = SystemClock()
+async def an_engine(
+    folder: Path, plant: Plant, rated_w: int = 22_000, clock: Clock | None = None
+) -> AsyncIterator[Engine]:
+    clock = clock or SystemClock()
     ledger = Ledger(folder / "ledger.db")
     memory = ledger.recall(clock.now_ms())
     find_cars(plant, memory.sessions, clock.now_ms())
@@ -354,14 +356,20 @@ async def test_limits_drain_fences_and_endings_survive_a_restart(tmp_path: Path)
         assert await engine.resolve(a_charge("unknown").key, attempt) == attempt
 
 
+class _Later(SystemClock):
+    """Two hours have passed."""
+
+    def now_ms(self) -> int:
+        return super().now_ms() + 7_200_000
+
+
 async def test_a_limit_that_ended_while_the_substation_was_down_is_not_shown(tmp_path: Path) -> None:
-    lasting, ending = Limit(LimitSource.SO, 5_000, 0), Limit(LimitSource.EMS, 4_000, 0, SystemClock().now_ms() + 1_000)
+    lasting, ends_ms = Limit(LimitSource.SO, 5_000, 0), SystemClock().now_ms() + 3_600_000
     async with an_engine(tmp_path, Plant()) as engine:
         await engine.set_limit(lasting)
-        await engine.set_limit(ending)
-        assert engine.limits() == [ending, lasting]
-    await asyncio.sleep(1)
-    async with an_engine(tmp_path, Plant()) as engine:
+        await engine.set_limit(Limit(LimitSource.EMS, 4_000, 0, ends_ms))
+        assert [limit.source for limit in engine.limits()] == [LimitSource.EMS, LimitSource.SO]
+    async with an_engine(tmp_path, Plant(), clock=_Later()) as engine:
         assert engine.limits() == [lasting]
 
 
